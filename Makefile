@@ -1,0 +1,36 @@
+# make demo | test | check | install | docs      Needs Python 3.11 or newer, make and a compiler.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+STAMP := .venv/.installed
+
+.PHONY: install demo test check docs clean
+
+install: $(STAMP)
+
+# torch first and by its exact version: a plain `torch` may bring gigabytes that nobody needs here.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,check]'
+	$(BIN)/selectune embedded install
+	touch $@
+
+demo: install
+	$(RUN) $(BIN)/selectune demo --out selectune-demo
+
+test: install
+	$(RUN) $(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(RUN) $(BIN)/python scripts/build_docs.py --check
+
+docs: install
+	$(RUN) $(BIN)/python scripts/build_docs.py
+
+clean:
+	rm -rf .venv selectune-demo

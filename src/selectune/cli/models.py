@@ -1,0 +1,119 @@
+"""map and plan: what a model is made of, and what a recipe would do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from selectune.cli.options import DEFAULT_REGISTRY, AsJson, ModelArgument, RecipeArgument, RegistryUrl, Sets
+from selectune.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from selectune.components import ComponentMap, Selection
+    from selectune.pipeline import Plan
+
+
+def map_(
+    model: ModelArgument,
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Select these: presets, globs, `!` to exclude.")
+    ] = None,
+    *,
+    tie: Annotated[str, typer.Option("--tie", metavar="forbid|allow", help="Whether a tied weight may be selected.")] = "allow",
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """The components of a model, and which of them patterns select."""
+    with Screen(as_json=as_json) as screen:
+        from selectune.pipeline import map_any
+
+        found = map_any(model, registry)
+        selection = found.select(patterns, tie="allow" if tie == "allow" else "forbid", where="map") if patterns else None
+        screen.show(found.to_json(selection), lambda console: _print_map(console, found, selection))
+
+
+def plan(recipe: RecipeArgument, *, sets: Sets = None, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:
+    """What a recipe would train, in how many steps and how much memory, what is judged, and one sample as the model reads it."""
+    from selectune.recipe import read_recipe
+
+    with Screen(as_json=as_json) as screen:
+        read = read_recipe(recipe, sets or ())
+        from selectune.pipeline import load_any
+        from selectune.pipeline import plan as make
+
+        made = make(read, lambda name: load_any(name, registry))
+        screen.show(made.to_json(), lambda console: _print_plan(console, made))
+
+
+def _print_map(console: Console, found: ComponentMap, selection: Selection | None) -> None:
+    from selectune.components.patterns import family
+
+    elements: Counter[str] = Counter()
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    tied: dict[str, set[str]] = {}
+    for component in found.components:
+        row = family(component.name)
+        elements[row] += component.elements
+        shapes.setdefault(row, set()).add(component.shape)
+        tied.setdefault(row, set()).update(component.tied)
+    chosen = {row.family: row for row in selection.table()} if selection else {}
+    table = _table("component", "count", "shapes", "elements", *(["selected"] if selection else []))
+    for name, count in found.families.items():
+        sizes = sorted(shapes[name])
+        shown = ", ".join("x".join(map(str, shape)) or "1" for shape in sizes[:2]) + (" …" if len(sizes) > 2 else "")
+        label = f"{name} (also {', '.join(sorted(tied[name]))})" if tied[name] else name
+        cells = [label, f"{count:,}", shown, f"{elements[name]:,}"]
+        table.add_row(*cells, *([f"{chosen[name].elements:,}" if name in chosen else ""] if selection else []))
+    console.print(table)
+    console.print(f"{found.model}: {found.elements:,} elements")
+    if selection:
+        share = selection.elements / found.elements
+        console.print(f"selected by {' '.join(selection.patterns)}: {selection.elements:,} elements ({share:.1%})")
+
+
+def _print_plan(console: Console, made: Plan) -> None:
+    console.print(
+        f"{made.recipe} on {made.model}: {made.selected:,} of {made.elements:,} elements may move ({made.selected / made.elements:.1%})"
+    )
+    table = _table("component", "count", "elements")
+    for name, count, elements in made.families:
+        table.add_row(name, f"{count:,}", f"{elements:,}")
+    console.print(table)
+    table = _table("phase", "source", "records", "steps", "batch", "rate")
+    for phase in made.phases:
+        table.add_row(phase.name, phase.source, f"{phase.records:,}", f"{phase.steps:,}", str(phase.batch), f"{phase.lr:g}")
+    console.print(table)
+    table = _table("measured", "role", "kind", "n")
+    for task, role, kind, n in made.tests:
+        table.add_row(task, role, kind, f"{n:,}")
+    console.print(table)
+    gate = ", ".join(f"{name} {value}" for name, value in made.gate.items())
+    console.print(f"gate: {gate}")
+    memory = made.memory
+    parts = {"weights": memory.parameters, "masters": memory.masters, "moments": memory.moments, "gradients": memory.gradients}
+    shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in {**parts, "activations": memory.activations}.items())
+    console.print(f"memory, a rough estimate: {memory.total / 1e9:.2f} GB ({shown})")
+    sample = made.sample
+    console.print(f"a sample ({sample.record_id}): {sample.tokens} tokens, {sample.supervised} labelled, between ⟦ and ⟧")
+    console.print(sample.text, markup=False)
+    for name, shape in sample.pixels.items():
+        console.print(f"{name}: {list(shape)}", markup=False)
+    for note in made.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    app.command("map")(map_)
+    app.command("plan")(plan)

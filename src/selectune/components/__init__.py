@@ -1,0 +1,27 @@
+"""The names of a model's parts: a structural map, a pattern language over it, and the proof that only the selection moved.
+
+Nothing here imports torch until a model is mapped, so that reading a recipe or a registry stays fast.
+"""
+
+from selectune.components.architecture import known_types, map_architecture
+from selectune.components.component import Component, ComponentMap, Selection
+from selectune.components.mapping import map_model
+from selectune.components.presets import PRESETS
+from selectune.components.proof import Moved, Proof
+from selectune.components.slices import Region, elements_of, region_shape, views
+
+__all__ = [
+    "PRESETS",
+    "Component",
+    "ComponentMap",
+    "Moved",
+    "Proof",
+    "Region",
+    "Selection",
+    "elements_of",
+    "known_types",
+    "map_architecture",
+    "map_model",
+    "region_shape",
+    "views",
+]

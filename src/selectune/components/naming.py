@@ -1,0 +1,183 @@
+"""The name of each parameter: its tower and layer from the structure, its role from the table of leaf names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from selectune.components.families import families, first_match
+from selectune.components.structure import Layers, Structure, Tower, below, outside, within
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_LEAVES = {"weight", "bias"}
+_EARLY = re.compile(r"(?:.*\.)?(?:embeddings?|word_embedding\w*|embed_tokens)\..*|.*emb\w*_?(?:layer)?norm\w*|layernorm_embedding|.*embed_norm", re.I)
+_LATE = re.compile(r"(?:.*\.)?(?:final\w*|ln_f|norm_f|ln_post|post_?\w*norm\w*|last\w*|layernorm_post|norm_out)", re.I)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A parameter's component name, and the tower whose config describes its shape."""
+
+    name: str
+    tower: Tower | None
+
+
+def place(structure: Structure, parameter: str) -> Place:
+    """Where `parameter` (its in-memory name) belongs. Names without evidence start with `other.`."""
+    owner, leaf = parameter.rpartition(".")[::2]
+    path = owner if leaf in _LEAVES else parameter
+    if structure.embed is not None and within(path, structure.embed):
+        language = structure.tower_of(structure.embed)
+        inner = below(path, structure.embed)
+        if inner and _is_norm(structure.modules.get(path)):
+            return Place(name="language.embed_norm", tower=language)
+        return Place(name="language.embed", tower=language)
+    if structure.head is not None and within(path, structure.head):
+        return Place(name="head", tower=structure.tower_of(structure.head))
+    tower = structure.tower_of(path)
+    if tower is None or (tower.path == "" and outside(path) is not None):
+        return Place(name=outside(path) or f"other.{path}", tower=None)
+    return Place(name=_in_tower(structure, tower, path), tower=tower)
+
+
+def _in_tower(structure: Structure, tower: Tower, path: str) -> str:
+    inner = below(path, tower.path)
+    words = [word for word in inner.split(".") if word not in families().wrappers]
+    if tower.kind != "language":
+        at = next((index for index, word in enumerate(words) if word in families().inside), None)
+        if tower.kind == "vision" and at is not None:
+            rest = words[at + 1 :] if words[at] in families().plain else words[at:]
+            return ".".join(["projector", *(rest or ["proj"])])
+    layers = next((found for found in tower.lists if within(path, found.path)), None)
+    if layers is not None:
+        return _in_layer(structure, tower, layers, path)
+    return _stem(structure, tower, path, inner)
+
+
+def _in_layer(structure: Structure, tower: Tower, layers: Layers, path: str) -> str:
+    index, _, inner = below(path, layers.path).partition(".")
+    prefix = f"{layers.prefix}.{index}"
+    if not inner:
+        return prefix
+    owner = structure.modules.get(path)
+    beside = _beside(structure, path)
+    if _is_norm(owner):
+        return f"{prefix}.{first_match(families().norms, inner, beside) or _norm_name(inner)}"
+    role = first_match(families().layer, inner, beside)
+    if role is not None:
+        return f"{prefix}.{role}"
+    return f"other.{path}" if tower.kind == "language" else f"{prefix}.{inner}"
+
+
+def _norm_name(inner: str) -> str:
+    return "norm." + "_".join(word for word in inner.split(".") if word != "layer").lower()
+
+
+def _beside(structure: Structure, path: str) -> tuple[str, ...]:
+    """Names of what stands next to any module on the way from the layer to the part: children and parameters of its parents."""
+    names: list[str] = []
+    parent = path
+    for _ in range(3):
+        parent = parent.rpartition(".")[0]
+        module = structure.modules.get(parent)
+        if module is None or parent.rpartition(".")[2].isdigit():
+            break
+        names += [name for name, _ in module.named_children()]
+        names += [name for name, _ in module.named_parameters(recurse=False)]
+    if structure.modules.get(path) is not None:
+        names += [name for name, _ in structure.modules[path].named_children()]
+    return tuple(names)
+
+
+def _stem(structure: Structure, tower: Tower, path: str, inner: str) -> str:
+    """Parts of a tower outside its layers."""
+    owner = structure.modules.get(path)
+    part = _part(tower, inner)
+    head = f"{tower.name}.{part}" if part else tower.name
+    inputs = _inputs(structure, tower)
+    if inputs is not None and within(path, inputs) and tower.kind != "language":
+        return f"{head}.patch"
+    if tower.kind == "language" and (special := first_match(families().language_stem, inner)) is not None:
+        return f"{head}.{special}"
+    if _is_norm(owner) and tower.kind == "language":
+        return f"{head}.{_norm_role(structure, tower, path, inner)}"
+    name = first_match(families().stem, inner)
+    if name is not None:
+        return f"{head}.{name}"
+    if tower.kind == "language":
+        return _language_stem(structure, path, inner, head)
+    if _is_norm(owner) and "." not in inner:
+        return f"{head}.norm" if _LATE.fullmatch(inner) or not _before_layers(structure, tower, path) else f"{head}.embed_norm"
+    return f"{tower.name}.{'.'.join(word for word in inner.split('.') if word not in families().wrappers) or 'proj'}"
+
+
+def _language_stem(structure: Structure, path: str, inner: str, head: str) -> str:
+    words = inner.split(".")
+    if words[-1] in {"embed_tokens", "shared", "word_embeddings", "wte", "embed_in"}:
+        return f"{head}.embed"
+    if structure.head is not None and "." in structure.head and _near_head(structure.head, path):
+        return "head." + below(path, _head_root(structure.head))
+    return f"other.{path}"
+
+
+def _head_root(head: str) -> str:
+    return head.rpartition(".")[0]
+
+
+def _near_head(head: str, path: str) -> bool:
+    """Whether `path` lies in the module that holds the output layer, such as BERT's transform before it."""
+    return within(path, _head_root(head))
+
+
+def _part(tower: Tower, inner: str) -> str:
+    """`encoder` for the encoder of a text tower that has a decoder too."""
+    words = inner.split(".")
+    return "encoder" if f"{tower.name}.encoder.layers" in {found.prefix for found in tower.lists} and "encoder" in words else ""
+
+
+def _norm_role(structure: Structure, tower: Tower, path: str, inner: str) -> str:
+    if _LATE.fullmatch(inner):
+        return "norm"
+    if _EARLY.fullmatch(inner) or _before_layers(structure, tower, path):
+        return "embed_norm"
+    return "norm"
+
+
+def _before_layers(structure: Structure, tower: Tower, path: str) -> bool:
+    """Whether the module was made before the tower's layers."""
+    order = list(structure.modules)
+    main = next((found.path for found in tower.lists if found.prefix == f"{tower.name}.layers"), None)
+    return main is not None and path in structure.modules and order.index(path) < order.index(main)
+
+
+def _inputs(structure: Structure, tower: Tower) -> str | None:
+    """The path of the module that a tower names as its input embedding."""
+    from transformers import PreTrainedModel
+
+    module = structure.modules[tower.path]
+    if not isinstance(module, PreTrainedModel):
+        return None
+    try:
+        answer = module.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    return next((path for path, found in structure.modules.items() if found is answer and within(path, tower.path) and path != tower.path), None)
+
+
+@cache
+def _norm_class(owner: type) -> bool:
+    return "Norm" in owner.__name__
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    return module is not None and _norm_class(type(module))
+
+
+def names(structure: Structure, parameters: Sequence[str]) -> dict[str, Place]:
+    """The place of every parameter."""
+    return {parameter: place(structure, parameter) for parameter in parameters}

@@ -1,0 +1,49 @@
+"""Deltas: exactly what changed between a model and its child, bit for bit, applied and taken back at will.
+
+>>> from selectune.delta import Delta  # reading and writing files needs no torch; the functions on models load it when first used
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from selectune.delta.format import Delta, Part, Touched
+
+if TYPE_CHECKING:
+    from selectune.delta.capturing import Captured, capture
+    from selectune.delta.changes import Snapshot, applied, apply, extract, interpolate, revert, snapshot
+
+__all__ = [
+    "Captured",
+    "Delta",
+    "Part",
+    "Snapshot",
+    "Touched",
+    "applied",
+    "apply",
+    "capture",
+    "extract",
+    "interpolate",
+    "revert",
+    "snapshot",
+]
+
+_HOMES = {
+    "Captured": "capturing",
+    "capture": "capturing",
+    "Snapshot": "changes",
+    "applied": "changes",
+    "apply": "changes",
+    "extract": "changes",
+    "interpolate": "changes",
+    "revert": "changes",
+    "snapshot": "changes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

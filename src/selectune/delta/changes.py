@@ -1,0 +1,284 @@
+"""What changed in a model, put on and taken off, exactly: extract, apply, revert, interpolate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from selectune.components.slices import Region, region_shape
+from selectune.delta.bits import flip, outside_digest, read, torch_dtype
+from selectune.delta.encoding import Bytes
+from selectune.delta.format import Delta, Part, Touched
+from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
+from selectune.hashing import DTYPES, Entry, Manifest, canonical, dtype_name, manifest, state, tensor_digest, tensor_entry
+
+if TYPE_CHECKING:
+    from selectune.components import Selection
+    from selectune.models import Model
+
+__all__ = ["Snapshot", "applied", "apply", "extract", "interpolate", "net_of", "revert", "snapshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A model at one moment: the bits of a selection, and digests of everything else."""
+
+    manifest: Manifest
+    bits: Mapping[tuple[str, Region | None], Bytes]
+    """The selection's raw bytes, one array for each (parameter, region)."""
+    outside: Mapping[str, str]
+    """For each parameter of which only regions are selected: the digest of the rest."""
+
+
+def net_of(model: Model | torch.nn.Module) -> torch.nn.Module:
+    """The network itself, of a `Model` or as it is."""
+    return model if isinstance(model, torch.nn.Module) else model.net
+
+
+def regions(selection: Selection) -> list[tuple[str, Region | None]]:
+    """The selection's (parameter, region) pairs, sorted by parameter: one part of a delta each."""
+    return [(name, region) for name, parts in sorted(selection.parameters.items()) for region in ((None,) if parts is None else parts)]
+
+
+def snapshot(model: Model | torch.nn.Module, selection: Selection, *, known: Manifest | None = None) -> Snapshot:
+    """The selection's current bits, with digests of all the rest.
+
+    Reads every tensor unless `known`, the manifest of this very moment, is given. Costs as much memory as the selection. Raises DeltaError
+    for a selection that was made on another model.
+    """
+    tensors = state(net_of(model))
+    pairs = regions(selection)
+    for name, region in pairs:
+        if name not in tensors:
+            raise DeltaError(f'the selection has a parameter "{name}" that the model lacks', then="Select from the map of this very model.")
+        region_shape(tuple(tensors[name].shape), region)
+    return Snapshot(
+        manifest=known or manifest(net_of(model)),
+        bits={(name, region): read(tensors[name], region) for name, region in pairs},
+        outside={
+            name: outside_digest(tensors[name], _inside(pairs, name)) for name in {name for name, region in pairs if region is not None}
+        },
+    )
+
+
+def _inside(pairs: Sequence[tuple[str, Region | None]], name: str) -> tuple[Region, ...]:
+    return tuple(region for other, region in pairs if other == name and region is not None)
+
+
+def extract(model: Model | torch.nn.Module, before: Snapshot, selection: Selection, *, meta: Mapping[str, Any] | None = None) -> Delta:
+    """The delta from `before` to what the network holds now. The network is left as it is.
+
+    Reads every tensor again and so proves that nothing outside the selection moved. Raises SelectionViolated if something did, and
+    DeltaError if tensors came, went, or changed dtype or shape: that is another model, not a child.
+    """
+    canonical(dict(meta or {}))
+    tensors = state(net_of(model))
+    _same_tensors(tensors, before.manifest)
+    pairs = regions(selection)
+    now = Manifest({name: tensor_entry(tensor) for name, tensor in tensors.items()})
+    _refuse_outside(tensors, before, now, pairs)
+    parts = []
+    for name, region in pairs:
+        bits = np.bitwise_xor(before.bits[name, region], read(tensors[name], region))
+        parts.append(Part.of(name, region, region_shape(tuple(tensors[name].shape), region), bits))
+    touched = {
+        name: Touched(dtype=now[name].dtype, shape=now[name].shape, old=before.manifest[name].sha256, new=now[name].sha256)
+        for name in sorted({name for name, _ in pairs})
+    }
+    return Delta(
+        parent=before.manifest.id, child=now.id, patterns=selection.patterns, tensors=touched, parts=tuple(parts), meta=dict(meta or {})
+    )
+
+
+def _same_tensors(tensors: Mapping[str, torch.Tensor], old: Manifest) -> None:
+    """The same names, dtypes and shapes."""
+    if tensors.keys() != old.keys():
+        odd = sorted(tensors.keys() ^ old.keys())
+        raise DeltaError(
+            f'the model gained or lost {len(odd)} tensors, "{odd[0]}" for one',
+            then="Add tokens, adapters and heads before the delta begins.",
+        )
+    for name, tensor in tensors.items():
+        dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+        if (dtype, shape) != (old[name].dtype, old[name].shape):
+            raise DeltaError(
+                f'"{name}" was {old[name].dtype} {list(old[name].shape)} and is {dtype} {list(shape)}',
+                then="Convert or resize the model before the delta begins: a delta keeps dtypes and shapes.",
+            )
+
+
+def _refuse_outside(
+    tensors: Mapping[str, torch.Tensor], before: Snapshot, now: Manifest, pairs: Sequence[tuple[str, Region | None]]
+) -> None:
+    selected = {name for name, _ in pairs}
+    moved = [name for name in now if name not in selected and now[name] != before.manifest[name]]
+    moved += [name for name, old in before.outside.items() if outside_digest(tensors[name], _inside(pairs, name)) != old]
+    if moved:
+        shown = ", ".join(sorted(moved)[:5]) + (", …" if len(moved) > 5 else "")
+        raise SelectionViolated(
+            f"{len(moved)} tensors moved outside the selection: {shown}",
+            then="Look for weight decay on a frozen slice, batch-norm statistics, or an optimizer built before the selection was set.",
+        )
+
+
+def apply(model: Model, delta: Delta) -> Model:
+    """The child: `model`'s network changed in place, tied weights still tied, with its manifest.
+
+    Before a bit is written the parent's id and the bytes of every touched tensor are checked, afterwards the new bytes. Raises
+    WrongParent, or DeltaError for a damaged delta; the network is then as it was.
+    """
+    if model.manifest.id != delta.parent:
+        hint = "This delta is already applied." if model.manifest.id == delta.child else "Apply the deltas of the parent's own chain first."
+        raise WrongParent(f"the delta is for model {delta.parent[:12]}, this is {model.manifest.id[:12]}", where="apply", then=hint)
+    return _move(model, delta, forward=True)
+
+
+def revert(model: Model, delta: Delta) -> Model:
+    """The parent again: the inverse of `apply`, with the same checks. Raises WrongParent for a model that is not the delta's child."""
+    if model.manifest.id != delta.child:
+        raise WrongParent(
+            f"the delta leads to model {delta.child[:12]}, this is {model.manifest.id[:12]}",
+            where="revert",
+            then="Take later deltas off first, the newest before the older.",
+        )
+    return _move(model, delta, forward=False)
+
+
+def _move(model: Model, delta: Delta, *, forward: bool) -> Model:
+    tensors = state(model.net)
+    verb = "apply" if forward else "revert"
+    entries = {}
+    for name, one in delta.tensors.items():
+        start, goal = (one.old, one.new) if forward else (one.new, one.old)
+        _check_tensor(tensors, name, Entry(dtype=one.dtype, shape=one.shape, sha256=start), verb)
+        entries[name] = Entry(dtype=one.dtype, shape=one.shape, sha256=goal)
+    result = model.manifest.replace(entries)
+    if result.id != (delta.child if forward else delta.parent):
+        raise DeltaError(
+            "the tensors that the delta lists do not lead to the model that it names", where=verb, then="Fetch the file again."
+        )
+    _flip_all(tensors, delta, entries, verb)
+    return model.updated(result)
+
+
+def _check_tensor(tensors: Mapping[str, torch.Tensor], name: str, wanted: Entry, verb: str) -> None:
+    if name not in tensors:
+        raise DeltaError(f'the model has no tensor "{name[:200]}"', where=verb, then="Apply the delta to the model that it was made on.")
+    if tensor_entry(tensors[name]) != wanted:
+        raise DeltaError(
+            f'"{name}" is not what the model\'s id says: {tensor_digest(tensors[name])[:12]}, expected {wanted.sha256[:12]}',
+            where=verb,
+            then="Something changed the weights in memory: load the model again.",
+        )
+
+
+def _flip_all(tensors: Mapping[str, torch.Tensor], delta: Delta, goal: Mapping[str, Entry], verb: str) -> None:
+    """Flips every part, then checks each tensor; what was flipped is flipped back if anything is wrong."""
+    done: list[Part] = []
+    try:
+        with torch.no_grad():
+            for part in delta.parts:
+                flip(tensors[part.parameter], part.slice, part.bits(delta.itemsize(part)))
+                done.append(part)
+        for name, entry in goal.items():
+            _check_result(tensors[name], name, entry, verb)
+    except BaseException:
+        # Also after Ctrl-C: half a delta is no model. Xor is its own inverse, whatever the bits were.
+        with torch.no_grad():
+            for part in done:
+                flip(tensors[part.parameter], part.slice, part.bits(delta.itemsize(part)))
+        raise
+
+
+def _check_result(tensor: torch.Tensor, name: str, entry: Entry, verb: str) -> None:
+    found = tensor_digest(tensor)
+    if found != entry.sha256:
+        raise DeltaError(
+            f'"{name}" became {found[:12]}, expected {entry.sha256[:12]}', where=verb, then="The delta is damaged: fetch it again."
+        )
+
+
+@contextmanager
+def applied(model: Model, delta: Delta) -> Iterator[Model]:
+    """The child inside the block, the parent again after it, also when the block raises.
+
+    Raises DeltaError on leaving if the block changed the touched weights: nothing can say then what they were.
+    """
+    child = apply(model, delta)
+    try:
+        yield child
+    finally:
+        revert(child, delta)
+
+
+def interpolate(model: Model, delta: Delta, share: float) -> Delta:
+    """The delta to ``base + share * (child - base)``, worked out in fp32 (fp64 for F32 and F64 tensors) and rounded once.
+
+    `model` is the parent and is left as it is. A share of 1 leads to the very child, 0 to the parent; elements whose bits agree stay
+    untouched (a negative zero stays one). Raises WrongParent for another model, InputError for a share that is not finite, DeltaError
+    where integers moved or where the result overflows.
+    """
+    if not math.isfinite(share):
+        raise InputError(f"share {share} is not a finite number", where="interpolate", then="Use a share such as 0.5.")
+    if model.manifest.id != delta.parent:
+        raise WrongParent(
+            f"the delta is for model {delta.parent[:12]}, this is {model.manifest.id[:12]}",
+            where="interpolate",
+            then="Revert to the parent first.",
+        )
+    tensors = state(model.net)
+    scratch: dict[str, torch.Tensor] = {}
+    parts = []
+    for part in delta.parts:
+        one = delta.tensors[part.parameter]
+        if part.parameter not in scratch:
+            _check_tensor(tensors, part.parameter, Entry(dtype=one.dtype, shape=one.shape, sha256=one.old), "interpolate")
+            scratch[part.parameter] = tensors[part.parameter].detach().to("cpu", copy=True)
+        old = read(tensors[part.parameter], part.slice)
+        new = _between(old, part.bits(delta.itemsize(part)), one.dtype, share, part.parameter)
+        change = np.bitwise_xor(old, new)
+        flip(scratch[part.parameter], part.slice, change)
+        parts.append(Part.of(part.parameter, part.slice, part.shape, change))
+    return _child(model, delta, scratch, tuple(parts), {**delta.meta, "interpolated": {"share": share, "of": delta.digest}})
+
+
+def _child(model: Model, delta: Delta, tensors: Mapping[str, torch.Tensor], parts: tuple[Part, ...], meta: Mapping[str, Any]) -> Delta:
+    """The delta of the same parent whose touched tensors become `tensors`."""
+    entries = {name: tensor_entry(tensor) for name, tensor in tensors.items()}
+    touched = {
+        name: Touched(dtype=one.dtype, shape=one.shape, old=one.old, new=entries[name].sha256) for name, one in delta.tensors.items()
+    }
+    child = model.manifest.replace(entries).id
+    return Delta(parent=delta.parent, child=child, patterns=delta.patterns, tensors=touched, parts=parts, meta=meta)
+
+
+def _between(old: Bytes, change: Bytes, dtype: str, share: float, name: str) -> Bytes:
+    """The raw bytes of ``old + share * (new - old)`` where new is ``old ^ change``."""
+    new = np.bitwise_xor(old, change)
+    if share == 1.0 or not change.any():
+        return new
+    kind = torch_dtype(dtype)
+    if not kind.is_floating_point:
+        raise DeltaError(
+            f'"{name}" is {dtype} and moved; only real numbers can be interpolated',
+            where="interpolate",
+            then="Leave it out of the selection.",
+        )
+    wide = torch.float64 if DTYPES[dtype][1] >= 4 else torch.float32
+    start, stop = torch.from_numpy(old).view(kind).to(wide), torch.from_numpy(new).view(kind).to(wide)
+    mixed = (start + share * (stop - start)).to(kind)
+    wrong = int((~torch.isfinite(mixed.to(wide)) & torch.isfinite(start) & torch.isfinite(stop)).sum())
+    if wrong:
+        raise DeltaError(
+            f'{wrong} numbers of "{name}" overflow {dtype} at share {share}', where="interpolate", then="Use a share between 0 and 1."
+        )
+    same = torch.from_numpy(~np.any(change.reshape(-1, kind.itemsize), axis=1))
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[kind.itemsize]
+    kept = torch.where(same, torch.from_numpy(old).view(integers), mixed.view(integers))
+    return np.frombuffer(kept.view(torch.uint8).numpy(), dtype=np.uint8)

@@ -1,0 +1,179 @@
+"""The delta as a value and as a file. Needs no torch; the file is specified in docs/reference/delta-format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from selectune.components.slices import Region
+from selectune.delta.encoding import Bytes, pack, unpack
+from selectune.delta.files import replacing
+from selectune.errors import DeltaError, StorageError
+from selectune.hashing import DTYPES, canonical, digest
+
+__all__ = ["FORMAT", "KEY", "Delta", "Part", "Touched"]
+
+FORMAT = 1
+"""The number of the file format."""
+KEY = "selectune"
+"""The one key of the file's metadata: with more than one, safetensors writes them in any order and the bytes differ from run to run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Touched:
+    """A tensor that has parts in the delta: what it is before and after."""
+
+    dtype: str
+    """As safetensors writes it."""
+    shape: tuple[int, ...]
+    old: str
+    """sha256 of all its raw bytes in the parent."""
+    new: str
+    """The same in the child."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What changed in one parameter or one region of it: the xor of the old and the new bits."""
+
+    parameter: str
+    slice: Region | None
+    shape: tuple[int, ...]
+    """Of the region: the parameter's own shape where `slice` is None."""
+    sha256: str
+    """Of the xor's raw bytes, before they are packed."""
+    encoding: str
+    data: memoryview = field(repr=False)
+    """The xor, packed."""
+
+    @classmethod
+    def of(cls, parameter: str, region: Region | None, shape: tuple[int, ...], bits: Bytes) -> Part:
+        """The part with these xor bytes (flat, element by element, little-endian), packed the smaller way."""
+        itemsize = bits.size // max(prod(shape), 1) or 1
+        encoding, data = pack(bits, itemsize)
+        sha256 = hashlib.sha256(bits.data).hexdigest()
+        return cls(parameter=parameter, slice=region, shape=shape, sha256=sha256, encoding=encoding, data=memoryview(data))
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the region has, moved or not."""
+        return prod(self.shape)
+
+    def bits(self, itemsize: int) -> Bytes:
+        """The xor's raw bytes, unpacked and checked. Raises DeltaError where they are damaged."""
+        try:
+            bits = unpack(self.data, self.encoding, self.elements * itemsize, itemsize)
+        except DeltaError as error:
+            raise DeltaError(error.what, where=f"delta: {self.parameter[:200]!r}", then="Fetch the file again.") from error
+        if hashlib.sha256(bits.data).hexdigest() != self.sha256:
+            raise DeltaError("the packed bits are damaged", where=f"delta: {self.parameter[:200]!r}", then="Fetch the file again.")
+        return bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """Exactly what changed between a parent and its child, by bits: it applies to that parent alone, and takes that child back to it.
+
+    Every part is the xor of old and new, so that one delta serves both directions; new values alone could not be taken back.
+    """
+
+    parent: str
+    """The id of the model that it applies to."""
+    child: str
+    """The id of the model that results."""
+    patterns: tuple[str, ...]
+    """The patterns by which the selection was chosen."""
+    tensors: Mapping[str, Touched] = field(repr=False)
+    """Every tensor that has parts here, by its name in memory, sorted."""
+    parts: tuple[Part, ...] = field(repr=False)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the maker wished to say: JSON, part of the digest."""
+
+    @property
+    def elements(self) -> int:
+        """How many numbers could have moved: those of the selection."""
+        return sum(part.elements for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """The packed size of all parts."""
+        return sum(len(part.data) for part in self.parts)
+
+    def itemsize(self, part: Part) -> int:
+        """Bytes of one element of `part`."""
+        return DTYPES[self.tensors[part.parameter].dtype][1]
+
+    def moved(self) -> int:
+        """How many numbers did move; unpacks every part."""
+        return sum(int(np.any(part.bits(size).reshape(-1, size), axis=1).sum()) for part in self.parts if (size := self.itemsize(part)))
+
+    @cached_property
+    def digest(self) -> str:
+        """The delta's identity: ``digest("delta", …)`` of all but how the bits are packed, so that no compressor's version changes it."""
+        return digest("delta", self._body())
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "parent": self.parent,
+            "child": self.child,
+            "patterns": list(self.patterns),
+            "tensors": {
+                name: {"dtype": touched.dtype, "shape": list(touched.shape), "old": touched.old, "new": touched.new}
+                for name, touched in sorted(self.tensors.items())
+            },
+            "parts": [
+                {
+                    "parameter": part.parameter,
+                    "slice": None if part.slice is None else [list(one) for one in part.slice],
+                    "shape": list(part.shape),
+                    "sha256": part.sha256,
+                }
+                for part in self.parts
+            ],
+            "meta": dict(self.meta),
+        }
+
+    def header(self) -> bytes:
+        """The canonical JSON that the file carries under its one metadata key."""
+        return canonical({"format": FORMAT, "delta": self._body(), "encodings": [part.encoding for part in self.parts]})
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Writes the file and returns the sha256 of its bytes; the same delta gives the same bytes.
+
+        The file is whole or not there. Raises StorageError for a full disk or a folder that cannot be written.
+        """
+        path = Path(path)
+        payloads = {_name(number): np.frombuffer(part.data, dtype=np.uint8) for number, part in enumerate(self.parts)}
+        with replacing(path) as temporary:
+            save_file(payloads, temporary, {KEY: self.header().decode()})
+            with temporary.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Delta:
+        """The delta in a file. Raises DeltaError for a file that is no delta or damaged, StorageError for one that cannot be read."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot be read ({error.strerror})", where=str(path), then="Give the path of a delta file.") from error
+        return cls.from_bytes(data, where=str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str = "delta") -> Delta:
+        """The delta in a file's bytes, its header checked in every detail. Raises DeltaError."""
+        from selectune.delta.reading import read
+
+        return read(data, where)
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}"

@@ -1,0 +1,170 @@
+"""What was measured: one sample for every record, with the model and the suite that it belongs to.
+
+A measurement is one Parquet file: a row for each sample, and the rest in the file's metadata. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selectune.errors import DataError, NoMatch, SameModel, StorageError
+
+VERSION = 1
+_KEY = b"selectune.measurement"
+_COLUMNS = ("task", "id", "cluster", "prompt_digest", "output", "reference", "score", "extra")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One record of one task, asked and scored."""
+
+    task: str
+    id: str
+    """The record's id: what two measurements are paired by."""
+    cluster: str
+    """Samples that are not independent share one: ``meta["cluster"]``, else the picture, else the record itself."""
+    prompt_digest: str
+    """Of the token ids and pictures that went into the model, 64 hex digits."""
+    output: str
+    """What the model wrote, or the choice that it found likeliest; empty for a perplexity."""
+    reference: str
+    score: float
+    """In [0, 1]; for a perplexity the mean log-likelihood of a token in nats, at most 0. Higher is better for every kind."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """JSON: ``tokens`` (generated or scored), ``choice`` (the second reading), ``logprobs`` of each choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Every sample of a suite on one model. Raises DataError for two samples of one task with one id, and for a score that is no finite
+    number."""
+
+    stage: str
+    """When it was taken, in the user's words: ``base``, a skill's name."""
+    model_id: str
+    suite: str
+    """The suite's digest."""
+    samples: tuple[Sample, ...]
+    seconds: float
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Task name to kind, in the suite's order."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What else the outputs may depend on: versions, device, dtype, batch."""
+
+    def __post_init__(self) -> None:
+        for sample in self.samples:
+            if not math.isfinite(sample.score):
+                where = f'measurement "{self.stage}": task {sample.task}: sample "{sample.id}"'
+                raise DataError(f"its score is {sample.score}", where=where, then="Check the model's weights and the scorer.")
+        if sum(len(samples) for samples in self._by_task.values()) != len(self.samples):
+            raise DataError(
+                "two samples of one task share an id", where=f'measurement "{self.stage}"', then="Give every record an id of its own."
+            )
+
+    @cached_property
+    def _by_task(self) -> Mapping[str, Mapping[str, Sample]]:
+        found: dict[str, dict[str, Sample]] = {name: {} for name in self.kinds}
+        for sample in self.samples:
+            found.setdefault(sample.task, {})[sample.id] = sample
+        return found
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks' names, in the suite's order."""
+        return tuple(self._by_task)
+
+    def of(self, task: str) -> Mapping[str, Sample]:
+        """The samples of one task by record id, in the records' order. Raises NoMatch for a task that was not measured."""
+        if task not in self._by_task:
+            then = f"It has: {', '.join(self.tasks)}."
+            raise NoMatch(f'"{task}" was not measured', where=f'measurement "{self.stage}"', then=then)
+        return self._by_task[task]
+
+    def scores(self, task: str) -> dict[str, float]:
+        """Record id to score."""
+        return {name: sample.score for name, sample in self.of(task).items()}
+
+    def clusters(self, task: str) -> dict[str, str]:
+        """Record id to cluster."""
+        return {name: sample.cluster for name, sample in self.of(task).items()}
+
+    def n(self, task: str) -> int:
+        """How many samples a task has."""
+        return len(self.of(task))
+
+    def score(self, task: str) -> float:
+        """The mean of a task's sample scores: a share, or for a perplexity the records' mean log-likelihood of a token in nats."""
+        scores = self.scores(task)
+        return math.fsum(scores.values()) / len(scores)
+
+    def headline(self, task: str) -> float:
+        """The figure that people quote: the perplexity over all tokens of all records, ``exp(-sum of log-likelihoods / tokens)``; else
+        `score`."""
+        if self.kinds.get(task) != "perplexity":
+            return self.score(task)
+        samples = self.of(task).values()
+        tokens = sum(int(sample.extra["tokens"]) for sample in samples)
+        return math.exp(-math.fsum(sample.score * int(sample.extra["tokens"]) for sample in samples) / tokens)
+
+    def check_differs(self, base: Measurement) -> None:
+        """Raises SameModel where this should be of an updated model and `base` has the very same weights."""
+        check_differs(self.model_id, base, stage=self.stage)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the Parquet file whole or not at all; raises StorageError where it cannot be written."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [
+            asdict(sample) | {"extra": json.dumps(dict(sample.extra), ensure_ascii=False, sort_keys=True, allow_nan=False)}
+            for sample in self.samples
+        ]
+        schema = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in _COLUMNS])
+        about = {name: getattr(self, name) for name in ("stage", "model_id", "suite", "seconds")}
+        about |= {"version": VERSION, "kinds": list(self.kinds.items()), "environment": dict(self.environment)}
+        table = pa.Table.from_pylist(rows, schema=schema.with_metadata({_KEY: json.dumps(about).encode()}))
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            pq.write_table(table, partial, compression="zstd")
+            os.replace(partial, target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StorageError(f"cannot be written ({error})", where=str(target), then="Free some space or name another folder.") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Measurement:
+        """Reads what `save` wrote. Raises DataError for a file that is missing, cut off, or no measurement."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        then = "Take the measurement again."
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError as error:
+            raise DataError("there is no such file", where=str(path), then=then) from error
+        except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+            raise DataError(f"not a whole Parquet file ({error})", where=str(path), then=then) from error
+        raw = (table.schema.metadata or {}).get(_KEY)
+        if raw is None or set(table.column_names) != set(_COLUMNS):
+            raise DataError("a Parquet file, but no measurement", where=str(path), then=then)
+        about = json.loads(raw)
+        if about.pop("version") != VERSION:
+            raise DataError("written by another version of selectune", where=str(path), then=then)
+        samples = tuple(Sample(**(row | {"extra": json.loads(row["extra"])})) for row in table.to_pylist())
+        return cls(samples=samples, **(about | {"kinds": dict(about["kinds"])}))
+
+
+def check_differs(model_id: str, base: Measurement, *, stage: str) -> None:
+    """Raises SameModel where a model that should have been updated is the one that `base` was measured on."""
+    if model_id == base.model_id:
+        where = f'stage "{stage}"' if stage else "evaluate"
+        what = f'the model has the same weights as "{base.stage}" ({model_id[:12]}): nothing was updated'
+        raise SameModel(what, where=where, then="Apply the delta first, or leave `base` out to measure a base again.")

@@ -1,0 +1,53 @@
+"""Measuring must not change what is measured: a training goes on after an evaluation exactly as it would have without."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def undisturbed(net: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, no gradients, no autocast, greedy generation; on leaving, everything is as it was.
+
+    Kept: each module's own training mode, each parameter's `requires_grad`, the generation configuration, and the random states of Python,
+    numpy and torch on every device. A repetition penalty and the like of a model's generation configuration do not act inside: greedy is
+    greedy.
+    """
+    from transformers import GenerationConfig
+
+    modes = [(module, module.training) for module in net.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    settings = net.generation_config
+    python, arrays, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    kept = settings or GenerationConfig()
+    net.generation_config = GenerationConfig(
+        bos_token_id=kept.bos_token_id, eos_token_id=kept.eos_token_id, pad_token_id=kept.pad_token_id, do_sample=False, num_beams=1
+    )
+    net.eval()
+    # A matrix product may take another kernel, with other last bits, for a weight that asks for gradients, even where none are taken. Then the same
+    # weights would measure differently before and after a selection was made.
+    net.requires_grad_(False)
+    try:
+        with torch.no_grad(), torch.autocast(device_type=next(net.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        net.generation_config = settings
+        for module, mode in modes:
+            module.training = mode
+        for parameter, value in wanted:
+            parameter.requires_grad = value
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,167 @@
+"""A run's folder: what is written while it goes on, so that it can be followed, and taken up again where it stopped.
+
+::
+
+    selectune-runs/NAME-YYYYMMDD-HHMMSS/
+      run.json          which recipes, which registry
+      recipe.yaml       resolved: everything written out
+      events.jsonl      one line for each thing that happened
+      samples/          STAGE.parquet, one for each measurement
+      stages/           STAGE.json: what a finished stage found
+      checkpoints/      of the stage that is being trained
+      result.json, report.html
+
+With several recipes, each has a folder of its own inside. Every file but `events.jsonl` is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from selectune.errors import InputError, ResumeError, StorageError
+from selectune.evaluation.measurement import Measurement
+from selectune.recipe import Recipe, dump_recipe, parse_recipe
+from selectune.reporting.result import Document, NumberStage, Phase, UpdateInfo, Verdict, write_whole
+
+
+class CaptionText(Document):
+    """What a model wrote about one picture."""
+
+    id: str
+    text: str
+    mean: float
+    max: float
+
+
+class StageDocument(Document):
+    """What one finished stage found; with its measurement and its update's delta, all that a resumed run needs of it."""
+
+    stage: str
+    model_id: str
+    """Of the model after the stage."""
+    seconds: dict[str, float]
+    phase: Phase | None = None
+    """None for the base."""
+    update: UpdateInfo | None = None
+    verdict: Verdict | None = None
+    numbers: NumberStage | None = None
+    captions: tuple[CaptionText, ...] = ()
+
+
+class RunDocument(Document):
+    """What a run was asked to do."""
+
+    run: str
+    created: str
+    registry: str
+    recipes: tuple[str, ...]
+    """Folders of the recipes, inside the run's own; ``.`` for a single one."""
+
+
+class Folder:
+    """The folder of one recipe in a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the stage in training keeps its checkpoints."""
+        return self.path / "checkpoints"
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        path = self.path / "recipe.yaml"
+        try:
+            return parse_recipe(path.read_text(encoding="utf-8"), where=str(path))
+        except OSError as error:
+            raise ResumeError(f"cannot be read ({error.strerror})", where=str(path), then="Start the run again.") from error
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write `recipe.yaml`, resolved."""
+        write_whole(self.path / "recipe.yaml", f"# Resolved by selectune; every path is absolute.\n{dump_recipe(recipe)}")
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one line to `events.jsonl`. Raises StorageError."""
+        line = json.dumps({"at": now(), "event": kind, **fields}, ensure_ascii=False, allow_nan=False)
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{error.strerror}", where=str(self.path / "events.jsonl"), then="Free space, or choose another folder."
+            ) from error
+
+    def measurement(self, stage: str) -> Path:
+        """Where a stage's samples lie."""
+        path = self.path / "samples" / f"{stage}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def stage(self, name: str) -> tuple[StageDocument, Measurement] | None:
+        """A finished stage, or None. Raises ResumeError for a file that is not one."""
+        path = self.path / "stages" / f"{name}.json"
+        if not path.is_file():
+            return None
+        try:
+            document = StageDocument.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ResumeError("is not a stage of this version", where=str(path), then="Start the run again.") from error
+        return document, Measurement.load(self.measurement(name))
+
+    def finish(self, document: StageDocument) -> None:
+        """Write a stage's document, the last thing of a stage; its checkpoints are then needed no more."""
+        write_whole(self.path / "stages" / f"{document.stage}.json", document.model_dump_json(indent=1) + "\n")
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def open_run(out: Path, name: str, recipes: Sequence[Recipe], registry: str) -> tuple[RunDocument, Path]:
+    """A new folder for a run under `out`, with its recipes written. Raises StorageError, and InputError for two recipes of one name."""
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise InputError(f"two recipes of one run have the same name: {', '.join(names)}", where="run", then="Rename one.")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = out / f"{name}-{stamp}"
+    count = 1
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while path.exists():
+            count += 1
+            path = out / f"{name}-{stamp}-{count}"
+        path.mkdir()
+        folders = ["."] if len(recipes) == 1 else names
+        for folder, recipe in zip(folders, recipes, strict=True):
+            (path / folder).mkdir(exist_ok=True)
+            Folder(path / folder).write_recipe(recipe)
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written ({error.strerror})", where=str(path), then="Free space, or choose another folder with --out."
+        ) from error
+    document = RunDocument(run=path.name, created=now(), registry=registry, recipes=tuple(folders))
+    write_whole(path / "run.json", document.model_dump_json(indent=1) + "\n")
+    return document, path
+
+
+def read_run(path: Path) -> RunDocument:
+    """The document of a run that was begun. Raises ResumeError for a folder that is none."""
+    try:
+        return RunDocument.model_validate_json((path / "run.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ResumeError("is not the folder of a run", where=str(path), then="Give the folder that holds run.json.") from error

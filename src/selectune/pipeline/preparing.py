@@ -1,0 +1,122 @@
+"""Everything that a run needs before its first step: records read and checked, the model loaded, the selection made, the suite built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from selectune.errors import DataError
+from selectune.evaluation import Suite, Task
+from selectune.recipe import Data, Recipe
+from selectune.records import leakage, read_records
+from selectune.reporting.result import TaskInfo
+
+if TYPE_CHECKING:
+    from selectune.components import Selection
+    from selectune.models import Model
+    from selectune.records import Records
+
+RECOVERY = "recovery"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """A recipe's records, read and checked."""
+
+    train: Mapping[str, Records]
+    """By skill; the recovery's under ``recovery``."""
+    suite: Suite
+    """Every skill's test records, then every held-out task."""
+    tasks: tuple[TaskInfo, ...]
+    """What the suite's tasks are, for the report."""
+    validation: Mapping[str, Records]
+    """By skill, where the recipe names some."""
+    pictures: Records | None
+    """What the number probe captions."""
+    notes: tuple[str, ...]
+    """What a reader must know: leaks that the recipe allows, records left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A recipe with everything that it names."""
+
+    recipe: Recipe
+    model: Model
+    selection: Selection
+    recovery: Selection | None
+    examples: Examples
+
+
+def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
+    """Read the recipe's records, load its model by `load`, select. Records come first: their faults show before a model takes its time.
+
+    Raises DataError for records that cannot be used or that are in training and test alike, ModelError, NoMatch and TiedSelection.
+    """
+    examples = read_examples(recipe)
+    model = load(recipe.model)
+    selection = model.map.select(recipe.select, tie=recipe.tie, where=f"recipe {recipe.name}: select")
+    recovery = None
+    if recipe.recovery is not None:
+        patterns = recipe.recovery.select or recipe.select
+        recovery = model.map.select(patterns, tie=recipe.tie, where=f"recipe {recipe.name}: recovery.select")
+    return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples)
+
+
+def read_examples(recipe: Recipe) -> Examples:
+    """Every record that the recipe names. Raises DataError for unusable ones, an empty split, and a leak that the recipe does not allow."""
+    train, validation, tests, tasks, infos = {}, {}, {}, [], []
+    for index, skill in enumerate(recipe.skills):
+        train[skill.name] = _some(skill.train, f"skills[{index}].train")
+        if skill.validation is not None:
+            validation[skill.name] = _some(skill.validation, f"skills[{index}].validation")
+        tests[skill.name] = records = _some(skill.test, f"skills[{index}].test")
+        tasks.append(Task(name=skill.name, records=records, scorer=skill.scorer, max_new_tokens=skill.max_new_tokens, role="target"))
+        infos.append(_info(tasks[-1], skill.test, skill.scorer))
+    for index, held in enumerate(recipe.held_out):
+        tests[held.name] = records = _some(held.test, f"held_out[{index}].test")
+        task = Task(
+            name=held.name, records=records, kind=held.kind, scorer=held.scorer, max_new_tokens=held.max_new_tokens, role="held-out"
+        )
+        tasks.append(task)
+        infos.append(_info(task, held.test, held.scorer).model_copy(update={"margin": held.margin or recipe.gate.margin}))
+    if recipe.recovery is not None:
+        train[RECOVERY] = _some(recipe.recovery.train, "recovery.train")
+    pictures = None if recipe.probe.numbers is None else _some(recipe.probe.numbers, "probe.numbers")
+    notes = _leaks(recipe, train | {f"{name} (validation)": records for name, records in validation.items()}, tests)
+    return Examples(train=train, suite=Suite(tasks=tuple(tasks)), tasks=tuple(infos), validation=validation, pictures=pictures, notes=notes)
+
+
+def is_synthetic(data: Data, records: Records) -> bool:
+    """Whether the recipe or every record says that these were rendered."""
+    return data.synthetic or all(bool(record.meta.get("synthetic")) for record in records)
+
+
+def _some(data: Data, where: str) -> Records:
+    records = read_records(data, where=where)
+    if not len(records):
+        split = f" in the split {data.split}" if data.split else ""
+        raise DataError(f"{data.source} holds no record{split}", where=where, then="Check the source, the split and the limit.")
+    return records
+
+
+def _info(task: Task, data: Data, scorer: str) -> TaskInfo:
+    synthetic = is_synthetic(data, task.records)
+    return TaskInfo(name=task.name, role=task.role, kind=task.kind, scorer=scorer, synthetic=synthetic, about=data.about)
+
+
+def _leaks(recipe: Recipe, train: Mapping[str, Records], tests: Mapping[str, Records]) -> tuple[str, ...]:
+    """A sentence for each pair of training and test records that share something; DataError if the recipe does not allow it."""
+    found = []
+    for learned, records in train.items():
+        for name, test in tests.items():
+            leaks = leakage(records, test)
+            shared = {identity for leak in leaks for identity in leak.test}
+            if shared:
+                found.append(
+                    f"{len(shared)} of {len(test)} test records of {name} are in the training of {learned} too, such as {leaks[0].test[0]}"
+                )
+    if found and recipe.leakage == "refuse":
+        raise DataError("; ".join(found), where="recipe", then="Take them out of one side, or allow it with leakage: report.")
+    return tuple(found)

@@ -1,0 +1,84 @@
+"""An update as the registry keeps it, and as the report tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selectune.recipe import dump_recipe
+from selectune.registry import Update
+from selectune.reporting.result import UpdateInfo
+
+if TYPE_CHECKING:
+    from selectune.delta import Delta
+    from selectune.pipeline.folder import StageDocument
+    from selectune.pipeline.preparing import Prepared
+    from selectune.registry import Registry
+
+MODEL = "model"
+"""The key of an update's `meta` that holds the name of the base model, by which `selectune apply` loads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage made."""
+
+    document: StageDocument
+    delta: Delta
+    file: Path
+    """The delta, saved."""
+    parent: UpdateInfo | None
+
+
+def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateInfo:
+    """Add what a stage made to the registry, whether the gate accepted it or not. The same recipe and records give the same id."""
+    examples, recipe, document = prepared.examples, prepared.recipe, made.document
+    phase, verdict, records = document.phase, document.verdict, examples.train[document.stage]
+    update = Update(
+        parent=made.parent.id if made.parent else None,
+        skill=document.stage,
+        recipe={"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed, "select": list(recipe.select)},
+        verdict=verdict.verdict if verdict else "",
+        metrics={"rules": [_rule(rule.model_dump(mode="json")) for rule in verdict.rules]} if verdict else {},
+        records={
+            "train": {"digest": records.digest, "n": len(records)},
+            "suite": examples.suite.digest,
+            "tests": {task.name: {"digest": task.records.digest, "n": len(task.records)} for task in examples.suite.tasks},
+        },
+        meta={MODEL: prepared.model.name, "optim": phase.optim if phase else {}, "steps": len(phase.steps) if phase else 0},
+    )
+    identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode()})
+    return describe(registry.show(identity), elements=changed_elements(made.delta), size=made.file.stat().st_size)
+
+
+def changed_elements(delta: Delta) -> int:
+    """How many numbers have other bits in the child than in the parent."""
+    total = 0
+    for part in delta.parts:
+        size = delta.itemsize(part)
+        total += int(np.any(part.bits(size).reshape(-1, size), axis=1).sum())
+    return total
+
+
+def describe(update: Update, *, elements: int = 0, size: int = 0) -> UpdateInfo:
+    """An update for the report: `elements` is how many its delta covers, `size` the bytes of its file."""
+    return UpdateInfo(
+        id=update.id,
+        parent=update.parent,
+        base=update.base,
+        child=update.child,
+        skill=update.skill,
+        verdict=update.verdict or None,  # type: ignore[arg-type]
+        names=update.names,
+        elements=elements,
+        bytes=size,
+        created=update.created,
+    )
+
+
+def _rule(rule: dict[str, Any]) -> dict[str, Any]:
+    """A rule's numbers, without the sentence that is made from them."""
+    return {name: value for name, value in rule.items() if name != "evidence"}

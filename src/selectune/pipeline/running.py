@@ -1,0 +1,151 @@
+"""A run, forward only: load, select, read, measure, and for each skill train, measure, judge and record; then the report."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from selectune.delta import applied
+from selectune.errors import Stopped
+from selectune.pipeline.assembling import assemble
+from selectune.pipeline.folder import Folder, RunDocument, open_run, read_run
+from selectune.pipeline.preparing import prepare
+from selectune.pipeline.progress import Progress, Silent, bar
+from selectune.pipeline.stages import Bench, Stage, lessons, measure_base, teach
+from selectune.recipe import Recipe
+from selectune.registry import Registry
+from selectune.reporting import RunResult, save_result, write_report
+from selectune.training import FeatureCache
+
+if TYPE_CHECKING:
+    from selectune.models import Model
+
+OUT = Path("selectune-runs")
+MEASUREMENTS = "measurements"
+"""The folder, beside the runs, of base measurements that they share."""
+
+
+def run(recipe: Recipe, *, registry: str | None = None, out: Path | None = None, progress: Progress | None = None) -> RunResult:
+    """Teach a recipe's skills in sequence, measure, judge and record every update, and write the report.
+
+    A new folder under `out` (the recipe's own `out` without it, else ``selectune-runs``) holds all of it, see
+    `selectune.pipeline.folder`. Updates are recorded in `registry` (a folder or URL, made if need be; ``registry`` inside `out`
+    without one), whether the gate accepted them or not.
+
+    Raises InputError for what is wrong with the recipe, its records or its model, before anything is trained; CheckFailed for what
+    must not happen; Stopped after SIGINT or SIGTERM, with how to go on: `resume`.
+    """
+    return run_all([recipe], registry=registry, out=out, progress=progress)[0]
+
+
+def run_all(
+    recipes: Sequence[Recipe],
+    *,
+    registry: str | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    name: str | None = None,
+) -> list[RunResult]:
+    """`run` for several recipes that share the model, the base's measurement and one report, in one folder (called after `name`)."""
+    resolved = [recipe.resolved() for recipe in recipes]
+    root = out or Path(resolved[0].out or OUT)
+    where = registry or str(root / "registry")
+    document, path = open_run(root.absolute(), name or resolved[0].name, resolved, where)
+    return _go(document, path, progress or Silent())
+
+
+def resume(path: Path, *, progress: Progress | None = None) -> list[RunResult]:
+    """Go on with a run that was stopped, from its folder: finished stages are read, the one in training continues from its checkpoint.
+
+    Raises ResumeError for a folder that is not a run's.
+    """
+    return _go(read_run(path), path.absolute(), progress or Silent())
+
+
+def _go(document: RunDocument, path: Path, progress: Progress) -> list[RunResult]:
+    loaded = Loaded(progress)
+    try:
+        with _terminable():
+            registry = Registry.open(document.registry, create=True)
+            results = [_one(Folder(path / folder), registry, loaded, path.parent / MEASUREMENTS) for folder in document.recipes]
+    except (Stopped, KeyboardInterrupt) as error:
+        what = error.what if isinstance(error, Stopped) else "stopped; every finished stage is kept"
+        raise Stopped(what, then=f"Go on with: selectune run {path}") from error
+    report = path / "report.html"
+    results = [result.model_copy(update={"report": str(report)}) for result in results]
+    for folder, result in zip(document.recipes, results, strict=True):
+        save_result(result, path / folder / "result.json")
+    write_report(results, report)
+    return results
+
+
+class Loaded:
+    """The model of one recipe kept for the next one, with what was worked out about it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.features = FeatureCache()
+        self._model: Model | None = None
+        self.seconds = 0.0
+
+    def __call__(self, name: str) -> Model:
+        """The model of that name; loaded if the last one was another."""
+        from selectune.models import load
+
+        if self._model is None or self._model.name != name:
+            self._model = None
+            started = time.monotonic()
+            with bar(self.progress, f"Loading {name}"):
+                self._model = load(name)
+            self.seconds = time.monotonic() - started
+        return self._model
+
+
+def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path) -> RunResult:
+    """One recipe of a run. The model is what it was, afterwards."""
+    started = time.monotonic()
+    recipe = folder.recipe()
+    prepared = prepare(recipe, loaded)
+    folder.event("prepared", recipe=recipe.digest, model=prepared.model.id, suite=prepared.examples.suite.digest)
+    bench = Bench(prepared=prepared, folder=folder, registry=registry, progress=loaded.progress, features=loaded.features)
+    for row in prepared.selection.table():
+        loaded.progress.say(f"will train {row}")
+    stages: list[Stage] = [measure_base(bench, measurements)]
+    with ExitStack() as taught:
+        model = prepared.model
+        for lesson in lessons(prepared):
+            stage = teach(bench, model, lesson, stages)
+            stages.append(stage)
+            if stage.document.update is not None:
+                model = taught.enter_context(applied(model, registry.delta(stage.document.update.id)))
+            failed = stage.document.verdict is not None and stage.document.verdict.verdict == "failed"
+            if failed and recipe.on_failure == "stop":
+                loaded.progress.say(f"{lesson.name}: the gate failed, and the recipe says on_failure: stop")
+                break
+    seconds = {"load": loaded.seconds, "total": time.monotonic() - started}
+    result = assemble(prepared, stages, run=folder.name, seconds=seconds)
+    folder.event("finished", seconds=seconds["total"])
+    return result
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does. Does nothing outside the main thread, where Python takes no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,11 @@
+"""The registry: every update as objects that never change, and an event log that says what was added, what got which name, why and by whom.
+
+Needs no torch until a delta is applied by somebody else.
+"""
+
+from selectune.registry.checking import Problem, Report
+from selectune.registry.events import Event, Head
+from selectune.registry.registry import Registry
+from selectune.registry.update import Move, Update
+
+__all__ = ["Event", "Head", "Move", "Problem", "Registry", "Report", "Update"]

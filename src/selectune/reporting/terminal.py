@@ -1,0 +1,128 @@
+"""Rich renderables of results for the command line; they only look, and print nothing themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.rule import Rule as Line
+from rich.table import Table
+from rich.text import Text
+
+from selectune.reporting import outcome, wording
+from selectune.reporting.result import Estimate, MatrixTable, RunResult, TaskInfo, UpdateInfo, Verdict
+
+_LOOKS = {"passed": ("✓", "green"), "failed": ("✕", "red"), "undecided": ("?", "yellow")}
+
+
+def verdict_text(verdict: str | None) -> Text:
+    """A verdict as a sign and a word, never colour alone."""
+    if verdict is None:
+        return Text("no verdict", style="dim")
+    sign, style = _LOOKS[verdict]
+    return Text(f"{sign} {verdict}", style=style)
+
+
+def matrix_table(matrix: MatrixTable, tasks: Sequence[TaskInfo], *, title: str = "") -> Table:
+    """Stages by tasks, each score with its interval; the count is in the heading, or in the cell where it differs by stage."""
+    table = _table(title)
+    table.add_column("after stage", no_wrap=True)
+    known = {task.name: task for task in tasks}
+    for index, column in enumerate(matrix.columns):
+        counts = {row[index] for row in matrix.n}
+        task = known[column]
+        notes = [task.role] + ["synthetic"] * task.synthetic + ["perplexity"] * (task.kind == "perplexity")
+        heading = Text(_clean(column)).append(f"\n{', '.join(notes)}", style="dim")
+        table.add_column(heading.append(f"\nn = {counts.pop()}" if len(counts) == 1 else "", style="dim"), justify="right")
+    for row in matrix.rows:
+        cells = [_score(known[column], matrix.cell(row, column), matrix, column) for column in matrix.columns]
+        table.add_row(Text(_clean(row), style="bold"), *cells)
+    return table
+
+
+def _score(task: TaskInfo, cell: Estimate, matrix: MatrixTable, column: str) -> Text:
+    if task.kind == "perplexity":
+        text = Text(wording.perplexity(cell.value)).append(f"\n{wording.perplexity_range(cell.low, cell.high)}", style="dim")
+    else:
+        text = Text(wording.share(cell.value)).append(f"\n{wording.share_range(cell.low, cell.high)}", style="dim")
+    index = matrix.columns.index(column)
+    return text if len({row[index] for row in matrix.n}) == 1 else text.append(f"\nn = {cell.n}", style="dim")
+
+
+def metrics_table(metrics: Mapping[str, Estimate], *, title: str = "") -> Table:
+    """Each metric in points (nats for log likelihoods) with its interval and count."""
+    table = _table(title)
+    for heading, justify in (("metric", "left"), ("points", "right"), ("95 % interval", "right"), ("n", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for name, estimate in metrics.items():
+        label = Text(_clean(outcome.metric_label(name)))
+        if estimate.label:
+            label.append(f" ({_clean(estimate.label)})", style="dim")
+        table.add_row(label, outcome.metric_value(name, estimate.value), outcome.metric_range(name, estimate), wording.count(estimate.n))
+    return table
+
+
+def verdict_table(verdicts: Sequence[Verdict], tasks: Sequence[TaskInfo] = (), *, title: str = "") -> Table:
+    """Every rule of every verdict with its numbers; `tasks` tell which changes are in nats."""
+    nats = {task.name for task in tasks if task.kind == "perplexity"}
+    table = _table(title)
+    for heading in ("skill", "rule", "task", "against"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("change", "low", "bound", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for verdict in verdicts:
+        table.add_row(Text(_clean(verdict.skill), style="bold"), "", "", "", "", "", "", "", verdict_text(verdict.verdict))
+        for rule in verdict.rules:
+            numbers = (rule.value, rule.low, rule.bound)
+            written = [wording.number(one, 4, signed=True) if rule.task in nats else wording.points(one) for one in numbers]
+            names = [Text(_clean(name)) for name in (wording.words(rule.name), rule.task, rule.against)]
+            table.add_row("", *names, *written, wording.count(rule.n), verdict_text(rule.verdict))
+        table.add_section()
+    return table
+
+
+def log_table(updates: Sequence[UpdateInfo], *, title: str = "") -> Table:
+    """One line an update, in the order given."""
+    table = _table(title)
+    for heading in ("update", "parent", "skill", "verdict", "names", "size", "created"):
+        table.add_column(heading, no_wrap=heading in ("update", "parent", "verdict"), justify="right" if heading == "size" else "left")
+    for update in updates:
+        table.add_row(
+            Text(_clean(wording.identity(update.id)), style="bold"),
+            Text(_clean(wording.identity(update.parent)) if update.parent else wording.DASH),
+            Text(_clean(update.skill)),
+            verdict_text(update.verdict),
+            Text(_clean(", ".join(update.names))),
+            wording.size(update.bytes) if update.bytes else wording.DASH,
+            Text(_clean(update.created)),
+        )
+    return table
+
+
+def outcome_lines(results: Sequence[RunResult]) -> Text:
+    """One sentence a recipe, with intervals on the next line."""
+    text = Text()
+    for index, sentence in enumerate(outcome.headline(results)):
+        text.append("\n" if index else "").append(_clean(sentence.recipe), style="bold").append(f" {sentence.short}.\n")
+        text.append(sentence.long, style="dim")
+    return text
+
+
+def result_view(result: RunResult) -> RenderableType:
+    """All of one result that a terminal shows: matrix, metrics, verdicts, updates."""
+    parts: list[RenderableType] = [Line(Text(_clean(result.name), style="bold"), align="left"), matrix_table(result.matrix, result.tasks)]
+    parts.append(metrics_table(result.metrics))
+    if result.verdicts:
+        parts.append(verdict_table(result.verdicts, result.tasks))
+    if result.updates:
+        parts.append(log_table(result.updates))
+    return Group(*parts)
+
+
+def _table(title: str) -> Table:
+    return Table(title=_clean(title) or None, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
+
+
+def _clean(text: str) -> str:
+    return wording.plain(text)

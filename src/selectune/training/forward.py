@@ -1,0 +1,174 @@
+"""From samples to losses, on the shortest way that gives the same numbers.
+
+Two shortcuts, each taken only after this very model has shown that it gives the same result on its first samples, else left with the
+reason:
+
+* `features`: a frozen vision tower's output is kept and handed in, in place of pixels;
+* `head`: the output embeddings see labelled positions alone. With 3 labels in 40 tokens and 49152 words, that is 93 % of the head's work
+and nearly all of its memory. The rows are picked at the head's own door, so whatever the model does after it (scale, soft cap) stays the
+model's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from selectune.errors import ModelError
+from selectune.training.features import Tower, inject
+from selectune.training.losses import cross_entropy
+
+if TYPE_CHECKING:
+    from selectune.models import Model
+    from selectune.records import Encoded, Encoder
+
+REFUSALS = (ModelError, TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
+"""What a model that does not know a shortcut is seen to raise; the reason is kept, and the plain way is taken."""
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Largest relative difference (2-norm) between the logits of two ways that counts as the same; 16-bit dtypes get 2e-2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples side by side, on the model's device."""
+
+    ids: tuple[str, ...]
+    """Record ids, one a row."""
+    inputs: dict[str, Any]
+    """`input_ids`, `attention_mask` and what else the model takes; pictures are in it as pixels or as features."""
+    labels: Tensor
+    """(rows, length); -100 where no loss is taken."""
+    rows: Tensor
+    """Row of each loss: which sample it belongs to."""
+    where: Tensor
+    """Index of the position whose output predicts each target, into the flattened (rows * length)."""
+    targets: Tensor
+    """The label that each of them must predict."""
+
+
+class Forward:
+    """One model's way from samples to per-token losses. `reasons` says which shortcuts are taken and why."""
+
+    def __init__(self, model: Model, encoder: Encoder, tower: Tower | None, why_no_tower: str) -> None:
+        self._net: Any = model.net
+        self._device = model.device
+        self._encoder = encoder
+        self._tower = tower
+        self._sparse = False
+        self._head: nn.Module | None = self._net.get_output_embeddings()
+        self._pad = model.tokenizer.pad_token_id or 0
+        self._known = frozenset(inspect.signature(self._net.forward).parameters)
+        self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet"}
+
+    def batch(self, samples: Sequence[Encoded]) -> Batch:
+        """The samples with right padding, and their pictures, each once computed if a tower is kept, else as pixels."""
+        from selectune.records import collate
+
+        tensors = collate(samples, self._pad)
+        labels = tensors.pop("labels").to(self._device)
+        inputs: dict[str, Any] = {name: value.to(self._device) for name, value in tensors.items() if name in self._known}
+        inputs |= self._seen(samples)
+        rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        return Batch(
+            ids=tuple(sample.record_id for sample in samples),
+            inputs=inputs,
+            labels=labels,
+            rows=rows,
+            where=rows * labels.shape[1] + columns,
+            targets=labels[rows, columns + 1],
+        )
+
+    def _seen(self, samples: Sequence[Encoded]) -> dict[str, Any]:
+        """What the model gets for the samples' pictures: features if a tower is kept, else pixels; nothing for text alone."""
+        if self._tower is not None:
+            return inject(self._tower.of(self._encoder, [picture for sample in samples for picture in sample.pictures]))
+        # transformers' towers cast pixels to their own dtype, so every collator hands them over as the processor made them.
+        return {name: value.to(self._device) for name, value in self._encoder.pixels(*(sample.pictures for sample in samples)).items()}
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Negative log likelihood (nats, fp32) of each labelled token, in the order of `batch.targets`."""
+        if self._sparse:
+            return cross_entropy(self._labelled_logits(batch), batch.targets)
+        logits = self._net(**batch.inputs, use_cache=False).logits
+        return cross_entropy(logits.flatten(0, 1)[batch.where], batch.targets)
+
+    def _labelled_logits(self, batch: Batch) -> Tensor:
+        assert self._head is not None
+        with _only(self._head, batch.where):
+            logits: Tensor = self._net(**batch.inputs, use_cache=False).logits
+        return logits.squeeze(0)
+
+    @torch.no_grad()
+    def settle(self, samples: Sequence[Encoded]) -> None:
+        """Decides on each shortcut by comparing its logits with the plain ones, on a few samples with and without pictures.
+
+        Also checks that the sum of our losses is the model's own `loss`, which is the definition; a model whose loss has a further term
+        (a router's balance, say) is trained on cross-entropy alone, and `reasons` says so.
+        """
+        tower, self._tower = self._tower, None
+        plain = self.batch(samples)
+        output = self._net(**plain.inputs, labels=plain.labels, use_cache=False)
+        expected = output.logits.flatten(0, 1)[plain.where]
+        ours = cross_entropy(expected, plain.targets).mean()
+        if not torch.isclose(ours, output.loss.float(), rtol=max(_tolerance(expected), 1e-4)):
+            self.reasons["loss"] = (
+                f"the model's own loss is {output.loss.item():.6g}, cross-entropy alone {ours.item():.6g}; the latter is trained"
+            )
+        if tower is not None:
+            self._settle_features(samples, tower, expected)
+        self._settle_head(samples, expected)
+
+    def _settle_features(self, samples: Sequence[Encoded], tower: Tower, expected: Tensor) -> None:
+        try:
+            self._tower = tower
+            batch = self.batch(samples)
+            found = self._net(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.where]
+            self.reasons["features"] = _verdict(found, expected)
+        except REFUSALS as error:
+            self.reasons["features"] = f"no: {type(error).__name__}: {str(error)[:200]}"
+        if self.reasons["features"].startswith("no"):
+            self._tower = None
+
+    def _settle_head(self, samples: Sequence[Encoded], expected: Tensor) -> None:
+        if self._head is None:
+            self.reasons["head"] = "no: the model names no output embeddings"
+            return
+        try:
+            found = self._labelled_logits(self.batch(samples))
+            self.reasons["head"] = _verdict(found, expected)
+        except REFUSALS as error:
+            self.reasons["head"] = f"no: {type(error).__name__}: {str(error)[:200]}"
+        self._sparse = self.reasons["head"].startswith("yes")
+
+
+@contextmanager
+def _only(head: nn.Module, where: Tensor) -> Iterator[None]:
+    """Inside, the head computes the positions `where` of (rows, length, hidden) alone, as one row."""
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].flatten(0, 1)[where].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _tolerance(logits: Tensor) -> float:
+    return TOLERANCE.get(logits.dtype, 2e-2)
+
+
+def _verdict(found: Tensor, expected: Tensor) -> str:
+    """`yes` or `no`, with the relative difference that decided."""
+    if found.shape != expected.shape:
+        return f"no: logits of shape {tuple(found.shape)} where {tuple(expected.shape)} is right"
+    difference = ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)).item()
+    limit = _tolerance(expected)
+    return f"{'yes' if difference <= limit else 'no'}: the first samples' logits differ by {difference:.1e}, the limit is {limit:.0e}"

@@ -1,0 +1,222 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from selectune.components import Proof
+from selectune.delta import extract, snapshot
+from selectune.errors import Diverged, SelectionViolated, Stopped
+from selectune.hashing import digest
+from selectune.records import Encoder
+from selectune.training import checkpoint
+from selectune.training.features import in_language
+from selectune.training.forward import Batch, Forward
+from selectune.training.masters import Masters
+from selectune.training.preparing import Samples, accelerator_for, encode, find_tower, prefix, training_mode
+from selectune.training.results import Session, Step, Training
+from selectune.training.schedule import Schedule, micro_batches
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from selectune.components import Selection
+    from selectune.models import Model
+    from selectune.recipe import Optim
+    from selectune.records import Records
+
+_PLAIN = Session()
+_HARMLESS = {"save_every", "cache_features"}
+"""Settings that may differ when a training goes on."""
+
+
+def fit(model: Model, selection: Selection, records: Records, optim: Optim, *, seed: int = 0, session: Session = _PLAIN) -> Iterator[Step]:
+    """Trains the selection in place and yields each step after it was made; leaving the loop early keeps what was learned so far.
+
+    Everything outside the selection, buffers included, stays bit-identical: checked after step 1 and at the end (an early `break` skips
+    the latter). Between steps the network is in evaluation mode and may be evaluated. Labels are the assistant's words, and the loss is
+    the mean over all labels of the batch, however the batch is divided.
+
+    Raises DataError (nothing to train on), SelectionViolated (something else moved, or a selected component did not), Diverged (loss or
+    gradient is not finite; the step is not taken), ResumeError, StorageError, and Stopped after SIGINT or SIGTERM if
+    `session.checkpoint_dir` is given.
+    """
+    yield from _Run.prepare(model, selection, records, optim, seed=seed, session=session).steps(session)
+
+
+def train(model: Model, selection: Selection, records: Records, optim: Optim, *, seed: int = 0, session: Session = _PLAIN) -> Training:
+    """Runs `fit` to its end and gives back what changed; the network holds the base's exact bits again afterwards, whatever happened.
+
+    Raises what `fit` raises, and what `session.on_step` does.
+    """
+    started = time.perf_counter()
+    before = snapshot(model, selection, known=model.manifest)
+    run = _Run.prepare(model, selection, records, optim, seed=seed, session=session)
+    try:
+        for step in run.steps(session):
+            if session.on_step is not None:
+                session.on_step(step)
+        delta = extract(model, before, selection)
+    finally:
+        run.masters.restore_base()
+    return Training(
+        delta=delta,
+        steps=tuple(run.history),
+        proof=run.proof,
+        seconds=time.perf_counter() - started,
+        skipped=run.samples.skipped,
+        reasons=run.reasons,
+    )
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One training in progress: what stays the same, and its history."""
+
+    model: Model
+    optim: Optim
+    schedule: Schedule
+    samples: Samples
+    masters: Masters
+    forward: Forward
+    proof: Proof
+    accelerator: Accelerator
+    identity: dict[str, Any]
+    reasons: dict[str, str]
+    history: list[Step] = field(default_factory=list)
+    written: Path | None = None
+
+    @classmethod
+    def prepare(cls, model: Model, selection: Selection, records: Records, optim: Optim, *, seed: int, session: Session) -> _Run:
+        """Encodes the records, copies the selection, hashes the rest."""
+        encoder = Encoder(model.processor)
+        samples = encode(model, encoder, records, optim)
+        tower, why = find_tower(model, selection, optim, samples, session.features)
+        forward = Forward(model, encoder, tower, why)
+        forward.reasons["prefix"] = prefix(model, selection)
+        return cls(
+            model=model,
+            optim=optim,
+            schedule=Schedule(n=len(samples.kept), optim=optim, seed=seed),
+            samples=samples,
+            masters=Masters(model.net, selection, optim),
+            forward=forward,
+            proof=Proof.start(model.net, selection),
+            accelerator=accelerator_for(model),
+            identity=_identity(model, selection, records, optim, seed),
+            reasons=forward.reasons,
+        )
+
+    def steps(self, session: Session) -> Iterator[Step]:
+        """`fit`, once everything is prepared."""
+        wanted = session.checkpoint_dir is not None
+        with training_mode(self.model.net, checkpointing=self.optim.checkpointing), checkpoint.interruptions(wanted) as noted:
+            self._resume(session)
+            self.masters.require_grad()
+            self.forward.settle(self.samples.typical())
+            first = len(self.history) + 1
+            for number in range(first, self.schedule.total + 1):
+                self.history.append(self._step(number))
+                if number == first:
+                    self._prove(self.schedule.batch(number))
+                if noted.name is not None or (self.optim.save_every and number % self.optim.save_every == 0):
+                    self._save(session)
+                if noted.name is not None:
+                    then = f"Go on from there with the same recipe: resume {self.written}."
+                    raise Stopped(
+                        f"{noted.name} after step {number} of {self.schedule.total}; the state is written", where="training", then=then
+                    )
+                yield self.history[-1]
+            self._prove(range(len(self.samples.kept)))
+
+    def _step(self, number: int) -> Step:
+        started = time.perf_counter()
+        kept = self.samples.kept
+        indices = self.schedule.batch(number)
+        tokens = sum(kept[index].supervised for index in indices)
+        parts: list[tuple[Batch, Tensor]] = []
+        for part in micro_batches(indices, self.samples.lengths, self.optim.micro_batch):
+            batch = self.forward.batch([kept[index] for index in part])
+            losses = self.forward.losses(batch)
+            # A batch of text alone reaches nothing of a selected vision tower: it has no gradient then, which is no error.
+            if losses.requires_grad:
+                self.accelerator.backward(losses.sum() / tokens)
+            self.masters.collect()
+            parts.append((batch, losses.detach()))
+        norm = self.masters.norm()
+        loss, length = torch.stack([torch.cat([losses for _, losses in parts]).sum() / tokens, norm]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(length)):
+            raise _diverged(number, loss, length, parts)
+        lr = self.schedule.lr(number)
+        self.masters.step(lr, norm, self.optim.clip)
+        return Step(
+            n=number,
+            total=self.schedule.total,
+            loss=loss,
+            lr=lr,
+            tokens=tokens,
+            grad_norm=length,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _prove(self, indices: Iterable[int]) -> None:
+        """Nothing else moved, and every selected parameter that these samples reach did."""
+        self.proof.check(self.model.net)
+        still = set(self.masters.still())
+        seen = any(self.samples.kept[index].pictures for index in indices)
+        dead = [
+            component.name
+            for component in self.proof.selection.components
+            if component.parameter in still and (seen or in_language(component.name))
+        ]
+        if dead:
+            raise SelectionViolated(
+                f"selected, but no gradient reaches: {', '.join(dead[:8])}{f' and {len(dead) - 8} more' if len(dead) > 8 else ''}",
+                where="training",
+                then="Take them out of the selection, or give records that use them.",
+            )
+
+    def _resume(self, session: Session) -> None:
+        if session.resume is None:
+            return
+        saved = checkpoint.read(session.resume, self.identity)
+        self.history = list(saved.steps)
+        self.masters.load(saved.tensors, len(self.history))
+
+    def _save(self, session: Session) -> None:
+        if session.checkpoint_dir is None:
+            return
+        state = checkpoint.Checkpoint(identity=self.identity, steps=tuple(self.history), tensors=self.masters.state())
+        self.written = checkpoint.write(session.checkpoint_dir, state, self.written)
+
+
+def _identity(model: Model, selection: Selection, records: Records, optim: Optim, seed: int) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be gone on from."""
+    return {
+        "model": model.id,
+        "patterns": list(selection.patterns),
+        "selection": digest("trained", [[component.parameter, component.slice] for component in selection.components]),
+        "records": records.digest,
+        "optim": optim.model_dump(mode="json", exclude=_HARMLESS),
+        "seed": seed,
+    }
+
+
+def _diverged(number: int, loss: float, norm: float, parts: list[tuple[Batch, Tensor]]) -> Diverged:
+    """The error that names the samples whose loss is not finite; all of the batch if it is the gradient alone."""
+    bad = [batch.ids[row] for batch, losses in parts for row in sorted(set(batch.rows[~losses.isfinite()].tolist()))]
+    ids = bad or [name for batch, _ in parts for name in batch.ids]
+    named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    return Diverged(
+        f"step {number}: the loss is {loss:g} and the gradient's norm {norm:g}; samples: {named}",
+        where="training",
+        then="Look at these samples, lower optim.lr, or lengthen optim.warmup; the step was not taken.",
+    )

@@ -1,0 +1,65 @@
+"""What training is told beside its mathematics, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from selectune.components.proof import Proof
+    from selectune.delta import Delta
+    from selectune.training.features import FeatureCache
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimizer step, after it was made."""
+
+    n: int
+    """Number of the step, from 1."""
+    total: int
+    """Steps that the whole training has."""
+    loss: float
+    """Mean cross-entropy (nats) over the labelled tokens of the batch, before the step."""
+    lr: float
+    """Learning rate of this step."""
+    tokens: int
+    """Labelled tokens in the batch."""
+    grad_norm: float
+    """Global norm of the gradient of the mean loss, before clipping."""
+    seconds: float
+    """Wall time of the step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """How a training lives on its machine: nothing here changes the result."""
+
+    checkpoint_dir: Path | None = None
+    """Where checkpoints are written: every `optim.save_every` steps and on SIGINT or SIGTERM. None: never."""
+    resume: Path | None = None
+    """A checkpoint file, or a folder whose newest one is taken, to go on from. None: from the start."""
+    features: FeatureCache | None = None
+    """Vision features shared with evaluation and other stages. None: a cache of its own."""
+    on_step: Callable[[Step], None] | None = None
+    """Called by `train` after each step; `fit` yields the steps instead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """What `train` gives back."""
+
+    delta: Delta
+    """The selection's new values."""
+    steps: tuple[Step, ...]
+    """Every step of this session; a resumed session has those after its checkpoint."""
+    proof: Proof
+    """The table that was checked: what moved, against what should."""
+    seconds: float
+    """Wall time, the preparation included."""
+    skipped: Mapping[str, int]
+    """Samples that were not trained on, by reason."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Each fast path by name (`features`, `head`, `prefix`), and why it was taken or not."""
