@@ -40,7 +40,9 @@ def tokenizer(corpus: Sequence[str] = CORPUS, size: int = 330) -> PreTrainedToke
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|im_end|>", "<image>"]
-    made.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|im_end|>")
     wrapped.chat_template = TEMPLATE
     return wrapped
@@ -79,7 +81,10 @@ def llava(seed: int = 0) -> Model:
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE, patch_size=4, projection_dim=32
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=_text_config(len(words)), image_token_id=words.convert_tokens_to_ids("<image>"), image_seq_length=4
+        vision_config=vision,
+        text_config=_text_config(len(words)),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
     )
     size = {"height": SIDE, "width": SIDE}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import evaluation_fixtures as tiny
 import yaml
 
+import evaluation_fixtures as tiny
 from selectune.models import Model
 
 

@@ -12,16 +12,33 @@ import time
 from pathlib import Path
 from typing import Any
 
-import evaluation_fixtures as tiny
 import pytest
-from pipeline_fixtures import jsonl, question, save_model, write_recipe
 from typer.testing import CliRunner, Result
 
+import evaluation_fixtures as tiny
 import selectune.cli.screen
+from pipeline_fixtures import jsonl, question, save_model, write_recipe
 from selectune.cli import app
 from selectune.registry import Registry
 
-VERBS = "demo map plan run train eval probe compare log show apply promote revert verify report embedded".split()
+VERBS = [
+    "demo",
+    "map",
+    "plan",
+    "run",
+    "train",
+    "eval",
+    "probe",
+    "compare",
+    "log",
+    "show",
+    "apply",
+    "promote",
+    "revert",
+    "verify",
+    "report",
+    "embedded",
+]
 
 
 def call(*arguments: object) -> Result:

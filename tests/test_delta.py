@@ -118,7 +118,7 @@ def test_a_delta_with_damaged_bits_leaves_the_model_as_it_was() -> None:
     data = bytearray(last.data)
     data[-1] ^= 1
     broken = replace(delta, parts=(*delta.parts[:-1], replace(last, data=memoryview(bytes(data)))))
-    with pytest.raises(DeltaError, match="damaged|does not unpack"):
+    with pytest.raises(DeltaError, match=r"damaged|does not unpack"):
         apply(parent, broken)
     assert manifest(parent.net).id == parent.id
 

@@ -100,7 +100,9 @@ def test_a_choice_is_scored_by_the_sum_over_its_words_and_the_end_token(
 def test_a_choice_that_begins_another_gains_nothing_from_it(words_model: Model) -> None:
     asked = records(record("q", "What is it?", "a red fish", choices=["a red", "a red fish"]))
     sample = evaluate(words_model, suite(Task(name="q", records=asked, kind="choice"))).samples[0]
-    assert sample.extra["logprobs"] == pytest.approx([loglikelihood(words_model, asked[0], choice) for choice in ("a red", "a red fish")], rel=1e-4)
+    assert sample.extra["logprobs"] == pytest.approx(
+        [loglikelihood(words_model, asked[0], choice) for choice in ("a red", "a red fish")], rel=1e-4
+    )
 
 
 def test_both_readings_of_a_question_are_kept_when_asked_for(picture_model: Model) -> None:

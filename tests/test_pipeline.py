@@ -8,10 +8,10 @@ import shutil
 import signal
 from pathlib import Path
 
-import evaluation_fixtures as tiny
 import pytest
-from pipeline_fixtures import jsonl, question, save_model, write_recipe
 
+import evaluation_fixtures as tiny
+from pipeline_fixtures import jsonl, question, save_model, write_recipe
 from selectune.errors import DataError, InputError, ModelError, NoMatch, ResumeError, Stopped
 from selectune.evaluation import Measurement
 from selectune.pipeline import compare, load_any, map_any, plan, resume, run, run_all, save_full
@@ -59,7 +59,7 @@ def test_a_runs_metrics_follow_from_its_matrix(finished: tuple[RunResult, Path, 
 
 
 def test_every_update_is_recorded_with_its_parent_and_verdict(finished: tuple[RunResult, Path, Recipe]) -> None:
-    result, folder, recipe = finished
+    result, folder, _ = finished
     registry = Registry.open(str(folder / "registry"))
     log = registry.log()[::-1]
     assert [update.id for update in log] == [update.id for update in result.updates]

@@ -230,8 +230,8 @@ def test_folders_that_datasets_saved_are_read(tmp_path: Path) -> None:
 def test_a_folder_of_files_is_read_by_split_with_its_shards(folder: Path) -> None:
     (folder / "data").mkdir()
     for shard in (0, 1):
-        parquet(folder / "data" / f"train-0000{shard}-of-00002.parquet", [{"id": f"{shard}", "question": "q", "answer": "a"}])
-    parquet(folder / "data" / "val.parquet", [{"id": "v", "question": "q", "answer": "a"}])
+        parquet(folder / "data" / f"train-0000{shard}-of-00002.parquet", [{"id": f"{shard}", "question": "q", "answer": "a", "split": "train"}])
+    written(folder / "data", [{"id": "v", "question": "q", "answer": "a"}], "val.jsonl")
     assert [record.id for record in read_records(Data(source=str(folder), split="train"))] == ["0", "1"]
     assert [record.id for record in read_records(Data(source=str(folder), split="validation"))] == ["v"]
     with pytest.raises(DataError, match="holds train, val, photos. Say which to read with `split`"):

@@ -260,7 +260,7 @@ def test_the_database_refuses_to_change_or_skip_an_event(registry: Registry, del
         "INSERT INTO events SELECT seq + 4, utc, actor, kind, name, subject, body, 'x', 'y' FROM events WHERE seq = 2",
         "INSERT INTO events SELECT 5, utc, actor, kind, name, subject, body, 'x', 'y' FROM events WHERE seq = 2",
     ):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only|must follow"):
+        with pytest.raises(sqlite3.IntegrityError, match=r"append-only|must follow"):
             connection.execute(statement)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()

@@ -161,16 +161,7 @@ def test_what_other_modules_measure_is_taken_as_it_is() -> None:
     assert Estimate.model_validate(found).model_dump() == dataclasses.asdict(found)
     grid = Matrix(rows=("base",), columns=("a",), scores=((0.5,),), low=((None,),), high=((None,),), n=((4,),))
     assert MatrixTable.model_validate(grid).model_dump() == dataclasses.asdict(grid)
-    numbers = {
-        "name": "held_out_kept",
-        "task": "a",
-        "against": "base",
-        "value": -0.1,
-        "low": float("-inf"),
-        "high": 0.1,
-        "bound": -0.05,
-        "n": 9,
-    }
+    numbers = {"value": -0.1, "low": float("-inf"), "high": 0.1, "bound": -0.05, "n": 9, "lost": 2, "gained": 1, "needed": 70}
     rule = gates.Rule(name="held_out_kept", task="a", against="base", verdict="undecided", evidence="too few", method="t", **numbers)
     verdict = Verdict.model_validate(gates.Verdict(skill="b", verdict="undecided", rules=(rule,)))
     assert verdict.rules[0].model_dump() == dataclasses.asdict(rule) | {"low": None}

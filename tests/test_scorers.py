@@ -29,7 +29,13 @@ EXACT = [
     ("3.5", "3.5", 1),
     ("", "cat", 0),
 ]
-CONTAINS = [("I see a black cat.", "cat", 1), ("category", "cat", 0), ("C++ it is", "C++", 1), ("a red  Fish", "red fish", 1), ("", "cat", 0)]
+CONTAINS = [
+    ("I see a black cat.", "cat", 1),
+    ("category", "cat", 0),
+    ("C++ it is", "C++", 1),
+    ("a red  Fish", "red fish", 1),
+    ("", "cat", 0),
+]
 LETTER = [
     ("C", "C", 1),
     (" c", "C", 1),
@@ -182,7 +188,8 @@ def test_the_best_of_several_answers_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "answer", "what"), [("number", "many", "a number"), ("clock", "late", "a time"), ("letter", "many", "letter"), ("yes-no", "so", "yes or no")]
+    ("name", "answer", "what"),
+    [("number", "many", "a number"), ("clock", "late", "a time"), ("letter", "many", "letter"), ("yes-no", "so", "yes or no")],
 )
 def test_an_answer_that_a_scorer_cannot_read_is_an_error_of_the_record(name: str, answer: str, what: str) -> None:
     with pytest.raises(DataError, match=f'"{answer}" is not .*{what}'):
@@ -220,7 +227,24 @@ def test_case_and_white_space_and_one_final_period_never_matter_to_exact(text: s
     assert SCORERS["exact"](f"{text}.", ref(text)) == 1
 
 
-ONES = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen")
+ONES = (
+    "",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+)
 ONES = (*ONES, "sixteen", "seventeen", "eighteen", "nineteen")
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
@@ -235,11 +259,19 @@ def spelt(value: int, *, hyphen: str = "-", and_: str = " and ") -> str:
         if value >= size:
             rest = value % size
             joint = and_ if rest < 100 else " "
-            return f"{spelt(value // size, hyphen=hyphen, and_=and_)} {name}" + (joint + spelt(rest, hyphen=hyphen, and_=and_) if rest else "")
+            return f"{spelt(value // size, hyphen=hyphen, and_=and_)} {name}" + (
+                joint + spelt(rest, hyphen=hyphen, and_=and_) if rest else ""
+            )
     raise AssertionError(value)
 
 
-@given(st.integers(0, 10**9 - 1), st.sampled_from(["-", " "]), st.sampled_from([" and ", " "]), st.booleans(), st.sampled_from(["{}", "({})", "It has {}."]))
+@given(
+    st.integers(0, 10**9 - 1),
+    st.sampled_from(["-", " "]),
+    st.sampled_from([" and ", " "]),
+    st.booleans(),
+    st.sampled_from(["{}", "({})", "It has {}."]),
+)
 def test_a_number_in_words_is_read_whole_however_it_is_joined(value: int, hyphen: str, and_: str, capital: bool, frame: str) -> None:
     words = spelt(value, hyphen=hyphen, and_=and_)
     text = frame.format(words.upper() if capital else words)

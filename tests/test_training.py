@@ -26,7 +26,7 @@ def values(model: Model) -> dict[str, torch.Tensor]:
 def trained(model: Model, patterns: tuple[str, ...] = ("attention",), **changes: Any) -> tuple[list[Step], dict[str, torch.Tensor]]:
     """The steps and the values after them, the model put back to what it was."""
     before = values(model)
-    steps = list(fit(model, model.map.select(patterns), examples(), optim(**changes)))
+    steps = list(fit(model, model.map.select(patterns), examples(pictures=model.is_vision), optim(**changes)))
     after = values(model)
     with torch.no_grad():
         for name, parameter in model.net.named_parameters():

@@ -5,14 +5,31 @@ The two writers are in test_registry.py.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from delta_fixtures import model_of, step_of, tied
 from selectune.registry import Problem, Registry, Update
+
+_EMPTY = {"parent": None, "base": "", "child": "", "skill": "", "recipe": "", "verdict": "", "metrics": {}, "records": {}, "meta": {}}
+_BODIES = (
+    "[]",
+    "{",
+    '"x"',
+    "{}",
+    '{"previous":5}',
+    *(
+        json.dumps({**_EMPTY, "delta": "", "attachments": {"a": 5}, name: value})
+        for name in ("parent", "delta", "metrics")
+        for value in (5, [1], "x")
+    ),
+)
 
 Edit = Callable[[sqlite3.Connection], object]
 
@@ -71,6 +88,22 @@ def test_one_edited_event_is_found_and_named(registry: Registry, seq: int, colum
     _tamper(registry, lambda db: db.execute(f"UPDATE events SET {column} = ? WHERE seq = ?", (value, seq)))
     report = registry.verify()
     assert any(problem.kind == "event" and problem.subject == str(seq) for problem in report.problems)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(body=st.text(max_size=8) | st.sampled_from([*_BODIES]), seq=st.integers(1, 5))
+def test_whatever_is_written_into_an_event_verify_finds_it_and_does_not_fall_over(registry: Registry, body: str, seq: int) -> None:
+    kept: list[tuple[str]] = []
+    text = body.encode("utf-8", "replace").decode().replace("\0", "")
+
+    def edit(db: sqlite3.Connection) -> None:
+        kept.append(db.execute("SELECT body FROM events WHERE seq = ?", (seq,)).fetchone())
+        db.execute("UPDATE events SET body = ? WHERE seq = ?", (text, seq))
+
+    _tamper(registry, edit)
+    assert any(problem.kind == "event" and problem.subject == str(seq) for problem in registry.verify().problems)
+    _tamper(registry, lambda db: db.execute("UPDATE events SET body = ? WHERE seq = ?", (kept[0][0], seq)))
+    assert registry.verify().ok
 
 
 def test_a_removed_event_is_found(registry: Registry) -> None:

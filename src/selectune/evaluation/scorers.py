@@ -228,8 +228,7 @@ def _is_pronoun(text: str, start: int, end: int) -> bool:
 
 
 def _letter_of_words(output: str, choices: tuple[str, ...]) -> str | None:
-    """The letter of the only choice that the output holds; a choice inside a longer one that it holds does not count ("cat" in "wild
-    cat")."""
+    """The letter of the only choice that the output holds; of "wren" and "house wren" the longer one alone counts."""
     text = normalise(output)
     held = [choice for choice in map(normalise, choices) if choice and contains(text, Reference(answers=(choice,)))]
     longest = [choice for choice in held if not any(choice != other and contains(other, Reference(answers=(choice,))) for other in held)]
@@ -243,7 +242,8 @@ def _right_letter(answer: str, choices: tuple[str, ...]) -> str:
     if len(same) == 1:
         return chr(ord("A") + same[0])
     leading = _LEADING.match(answer)
-    return _needed(leading["letter"].upper() if leading else None, answer, "an option's letter")
+    found: str | None = leading["letter"].upper() if leading else None
+    return _needed(found, answer, "an option's letter")
 
 
 def _minutes_apart(output: str, reference: Reference) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ def undisturbed(net: PreTrainedModel) -> Iterator[None]:
     settings = net.generation_config
     python, arrays, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    kept = settings or GenerationConfig()
-    net.generation_config = GenerationConfig(
+    kept: Any = settings or GenerationConfig()  # type: ignore[no-untyped-call, unused-ignore]
+    net.generation_config = GenerationConfig(  # type: ignore[no-untyped-call, unused-ignore]
         bos_token_id=kept.bos_token_id, eos_token_id=kept.eos_token_id, pad_token_id=kept.pad_token_id, do_sample=False, num_beams=1
     )
-    net.eval()
+    net.eval()  # type: ignore[no-untyped-call, unused-ignore]
     # A matrix product may take another kernel, with other last bits, for a weight that asks for gradients, even where none are taken. Then the same
     # weights would measure differently before and after a selection was made.
     net.requires_grad_(False)

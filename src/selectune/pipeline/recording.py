@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from selectune.recipe import dump_recipe
 from selectune.registry import Update
 from selectune.reporting.result import UpdateInfo
@@ -51,16 +49,7 @@ def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateI
         meta={MODEL: prepared.model.name, "optim": phase.optim if phase else {}, "steps": len(phase.steps) if phase else 0},
     )
     identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode()})
-    return describe(registry.show(identity), elements=changed_elements(made.delta), size=made.file.stat().st_size)
-
-
-def changed_elements(delta: Delta) -> int:
-    """How many numbers have other bits in the child than in the parent."""
-    total = 0
-    for part in delta.parts:
-        size = delta.itemsize(part)
-        total += int(np.any(part.bits(size).reshape(-1, size), axis=1).sum())
-    return total
+    return describe(registry.show(identity), elements=made.delta.moved, size=made.file.stat().st_size)
 
 
 def describe(update: Update, *, elements: int = 0, size: int = 0) -> UpdateInfo:

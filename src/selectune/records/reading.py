@@ -156,7 +156,8 @@ def _content_id(record: Record) -> str:
 
 
 def _meta(values: Mapping[str, Any], form: Form, where: str, unread: set[str]) -> dict[str, Any]:
-    spent = {form.columns[part] for part in _SPENT if part in form.columns}
+    # Ids that the user set aside (columns: {id: "-"}) are no part of what the record holds either.
+    spent = {form.columns.get(part, "id" if part == "id" else "") for part in _SPENT}
     names = {column: part for part, column in form.columns.items()}
     found: dict[str, Any] = {}
     for column, value in values.items():

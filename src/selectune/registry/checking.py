@@ -63,7 +63,7 @@ def check(events: Sequence[Event], blobs: Blobs, head: Head | None) -> Report:
     updates, faults = _updates(events)
     problems += faults
     problems += _names(events, {update.id for update in updates})
-    wanted = sorted({digest for update in updates for digest in (update.delta, *update.attachments.values())})
+    wanted = sorted({str(digest) for update in updates for digest in (update.delta, *update.attachments.values())})
     broken = {digest: fault for digest in wanted if (fault := blobs.fault(digest))}
     problems += [Problem(kind="object", subject=digest, text=fault) for digest, fault in broken.items()]
     problems += _deltas([update for update in updates if update.delta not in broken], blobs)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-from selectune.errors import MissingPackage, RegistryError, SelectuneError, StorageError
+from selectune.errors import InputError, MissingPackage, RegistryError, SelectuneError, StorageError
 from selectune.hashing import canonical, digest, parse_json
 
 __all__ = ["GENESIS", "Event", "Head", "Log"]
@@ -164,10 +164,13 @@ class Log:
         """Appends inside a `deciding` block."""
         _append(connection, event)
 
-    def read(self) -> list[Event]:
-        """All events, oldest first. Raises RegistryError where the database is no registry or a row is unreadable."""
+    def read(self, *, lenient: bool = False) -> list[Event]:
+        """All events, oldest first. Raises RegistryError where the database is no registry.
+
+        An unreadable row raises too, or, when `lenient`, has an empty body, which its hash then does not fit.
+        """
         with self._connection(writing=False) as connection:
-            return _read(connection)
+            return _read(connection, lenient=lenient)
 
     def names(self) -> dict[str, str]:
         """Where each name points, from the view."""
@@ -183,13 +186,17 @@ def _append(connection: sa.Connection, event: Mapping[str, Any]) -> None:
     connection.execute(sa.insert(events).values(row))
 
 
-def _read(connection: sa.Connection) -> list[Event]:
+def _read(connection: sa.Connection, *, lenient: bool = False) -> list[Event]:
     found = []
     for row in connection.execute(sa.select(events).order_by(events.c.seq)).mappings():
         try:
             body = parse_json(row["body"].encode())
-        except SelectuneError as error:
-            raise RegistryError(f"event {row['seq']} is unreadable: {error.what}", then="See what else is: selectune verify") from error
+            if not isinstance(body, dict):
+                raise InputError("not a JSON object")
+        except InputError as error:
+            if not lenient:
+                raise RegistryError(f"event {row['seq']} is unreadable: {error.what}", then="See what else is: selectune verify") from error
+            body = {}
         found.append(Event(**{**row, "body": body}))
     return found
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 
 from selectune.registry.events import Event
 from selectune.registry.update import Move, Update
@@ -11,7 +11,13 @@ from selectune.registry.update import Move, Update
 __all__ = ["moves", "pointers", "targets", "update_of", "updates"]
 
 _MOVES = ("promote", "revert")
-_FIELDS = frozenset(field.name for field in fields(Update)) - {"id", "created", "actor", "names"}
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("base", "child", "skill", "verdict", "delta"), (str,)),
+    **dict.fromkeys(("metrics", "records", "meta", "attachments"), (dict,)),
+    "parent": (str, NoneType),
+    "recipe": (str, dict),
+}
+_FIELDS = _TYPES.keys()
 
 
 def updates(events: Sequence[Event]) -> list[Update]:
@@ -24,9 +30,12 @@ def updates(events: Sequence[Event]) -> list[Update]:
 
 def update_of(event: Event, names: tuple[str, ...] = ()) -> Update:
     """The update that an `add` event holds. Raises TypeError for a body that has other fields; `verify` reports that."""
-    unknown = event.body.keys() - _FIELDS
-    if unknown:
-        raise TypeError(f"event {event.seq} has unknown fields {sorted(unknown)}")
+    odd = event.body.keys() ^ _FIELDS
+    if odd:
+        raise TypeError(f"event {event.seq} has unknown or missing fields {sorted(odd)}")
+    for name, value in event.body.items():
+        if not isinstance(value, _TYPES[name]):
+            raise TypeError(f"event {event.seq} has {type(value).__name__} as {name}")
     return Update(**event.body, id=event.subject or "", actor=event.actor, created=event.utc, names=names)
 
 

@@ -156,7 +156,7 @@ class Registry:
             target = self._previous(name, events) if wanted is None else self._resolve(wanted, found).id
             if kind == "promote" and target == current:
                 raise RegistryError(
-                    f"{name} already points to {target[:12]}", where=self.where, then="See its moves: selectune log --names"
+                    f"{name} already points to {target[:12]}", where=self.where, then="See where it led from: selectune log"
                 )
             body = {"previous": current, "reason": reason}
             event = {**self._event(kind, actor), "name": name, "subject": target, "body": body}
@@ -193,7 +193,7 @@ class Registry:
 
         The report lists what is wrong; `report.demand()` raises VerifyFailed for it.
         """
-        return check(self._log.read(), self._blobs, head)
+        return check(self._log.read(lenient=True), self._blobs, head)
 
     def blob(self, digest: str) -> Path:
         """Where an object lies, for a program that reads files; its bytes are not checked. Raises RegistryError for a missing one."""

@@ -59,11 +59,6 @@ class Masters:
         regions = self._regions[name]
         return [view for region in ((None,) if regions is None else regions) for view in views(tensor, region)]
 
-    @property
-    def elements(self) -> int:
-        """How many values are trained."""
-        return sum(master.numel() for master in self._masters)
-
     def require_grad(self) -> None:
         """Lets the selected parameters have gradients."""
         for owner in self._owners.values():
@@ -108,13 +103,13 @@ class Masters:
         torch._foreach_copy_(self._live, self._base)
 
     def still(self) -> list[str]:
-        """Parameters no value of which has moved in fp32: a dead gradient, though a cast may hide a move that is there."""
-        moved = {
+        """Parameters that no gradient has reached yet. Their moments tell, not their values: weight decay alone moves those too."""
+        reached = {
             key.rpartition("#")[0]
-            for key, live, base in zip(self.values, self._masters, self._base, strict=True)
-            if not torch.equal(live.detach(), base.float())
+            for key, master in self.values.items()
+            if (kept := self.optimizer.state.get(master)) and bool(kept["exp_avg_sq"].any())
         }
-        return [name for name in self._owners if name not in moved]
+        return [name for name in self._owners if name not in reached]
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name: `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`; moments from the first step on."""

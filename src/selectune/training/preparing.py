@@ -57,7 +57,7 @@ def find_tower(model: Model, selection: Selection, optim: Optim, samples: Sample
         return None, "no: optim.cache_features is false"
     if early is not None:
         return None, f"no: {early} is trained, so features change"
-    return (cache or FeatureCache()).bind(model), "not settled yet"
+    return (FeatureCache() if cache is None else cache).bind(model), "not settled yet"
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""Write docs/reference/cli.md, api.md and recipe.md from the program, the public names and the recipe's fields.
+
+python scripts/build_docs.py            write them
+python scripts/build_docs.py --check    exit 1 if one is not current
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+import selectune
+from selectune import recipe as recipes
+from selectune.cli import app
+
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+MADE = "<!-- made by scripts/build_docs.py -->\n"
+
+
+def cli_page() -> str:
+    """Every verb with its arguments and options."""
+    program = typer.main.get_command(app)
+    assert isinstance(program, TyperGroup)
+    lines = ["# Command line", MADE, _clean(program.help or ""), "", _clean(str(app.info.epilog)), ""]
+    for path, command in _commands(program, ("selectune",)):
+        lines += [f"## {' '.join(path)}", "", _clean(command.help or ""), ""]
+        rows = [_parameter(parameter) for parameter in command.params if "--help" not in parameter.opts]
+        lines += ["| | |", "|--|--|", *(f"| `{name}` | {text} |" for name, text in rows), ""]
+    return "\n".join(lines)
+
+
+def _commands(group: TyperGroup, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from _commands(command, (*path, name))
+        elif isinstance(command, TyperCommand):
+            yield (*path, name), command
+
+
+def _parameter(parameter: Any) -> tuple[str, str]:
+    text = _clean(parameter.help or "")
+    if isinstance(parameter, TyperArgument):
+        return parameter.metavar or str(parameter.name), text
+    name = ", ".join(parameter.opts) + (f" {parameter.metavar}" if parameter.metavar and not parameter.is_flag else "")
+    if parameter.envvar:
+        text += f" Also by the environment variable `{parameter.envvar}`."
+    if parameter.default not in (None, False, ()) and not parameter.required:
+        text += f" Default: `{parameter.default}`."
+    return name, text + (" Required." if parameter.required else "")
+
+
+def api_page() -> str:
+    """Every public name with its signature and docstring."""
+    lines = ["# Python", MADE, "Everything below can be imported from `selectune`; each name is loaded when it is first used.", ""]
+    for name in selectune.__all__:
+        value = getattr(selectune, name)
+        lines += [f"## {name}", "", "```python", _signature(name, value), "```", "", _markdown(inspect.getdoc(value) or ""), ""]
+        for method, member in _methods(value):
+            lines += [f"- `.{method}`: {_first_sentence(inspect.getdoc(member) or '')}"]
+        lines += [""] if inspect.isclass(value) else []
+        lines += [f"Defined in `{value.__module__}`.", ""]
+    return "\n".join(lines)
+
+
+def _signature(name: str, value: Any) -> str:
+    try:
+        text = f"{name}{inspect.signature(value)}"
+    except ValueError:
+        return name
+    return re.sub(r"<factory>|<object object at 0x[0-9a-f]+>", "…", text)
+
+
+def _methods(value: Any) -> Iterator[tuple[str, Any]]:
+    if not inspect.isclass(value):
+        return
+    for name, member in vars(value).items():
+        documented = isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member) or hasattr(member, "attrname")
+        if documented and not name.startswith("_") and inspect.getdoc(member):
+            yield name, member
+
+
+def recipe_page() -> str:
+    """Every field of a recipe with its type, default and meaning."""
+    lines = ["# Recipes", MADE, "A recipe is one YAML file. Unknown keys are faults, and every fault is reported at once.", ""]
+    lines += ["Shipped ones: " + ", ".join(f"`{name}`" for name in recipes.presets()) + ".", ""]
+    for name in ("Recipe", "Skill", "HeldOut", "Data", "Optim", "Gate", "Probe", "Recovery"):
+        part = getattr(recipes, name)
+        lines += [f"## {name}", "", _markdown(inspect.getdoc(part) or ""), "", "| field | type | default | |", "|--|--|--|--|"]
+        meanings = _field_docs(part)
+        for field, info in part.model_fields.items():
+            default = "required" if info.is_required() else f"`{_default(info)}`"
+            lines.append(f"| `{field}` | `{_type(info.annotation)}` | {default} | {meanings.get(field, '')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _default(info: Any) -> str:
+    value = info.get_default(call_default_factory=True)
+    return f"{type(value).__name__}()" if isinstance(value, recipes.Part) else str(value)
+
+
+def _type(annotation: Any) -> str:
+    text = annotation.__name__ if inspect.isclass(annotation) and not getattr(annotation, "__args__", ()) else str(annotation)
+    text = re.sub(r"Annotated\[(\w+), [^\]]*\]+", r"\1", text)
+    return re.sub(r"typing\.|selectune\.recipe\.parts\.", "", text).replace("|", "\\|")
+
+
+def _field_docs(part: Any) -> dict[str, str]:
+    """The string below each field in the class's source."""
+    source = inspect.getsource(part)
+    found = re.findall(r"^    (\w+): [^\n]+\n    \"\"\"(.*?)\"\"\"", source, flags=re.MULTILINE | re.DOTALL)
+    return {name: _clean(text) for name, text in found}
+
+
+def _markdown(text: str) -> str:
+    """A docstring as Markdown: literal blocks and doctests become fenced, double backticks single ones."""
+    text = text.replace("``", "`")
+    lines, inside = [], False
+    for line in text.splitlines():
+        starts = line.startswith(">>> ")
+        if starts and not inside:
+            lines.append("```pycon")
+            inside = True
+        if inside and not line.strip():
+            lines.append("```")
+            inside = False
+        lines.append(line)
+    return "\n".join([*lines, "```"] if inside else lines)
+
+
+def _first_sentence(text: str) -> str:
+    return _clean(text.split("\n\n", maxsplit=1)[0]).replace("``", "`")
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split())
+
+
+PAGES = {"cli.md": cli_page, "api.md": api_page, "recipe.md": recipe_page}
+
+
+def stale() -> list[str]:
+    """The pages that are not what they would be if they were made now."""
+    return [name for name, make in PAGES.items() if not (REFERENCE / name).is_file() or (REFERENCE / name).read_text() != make()]
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    importlib.invalidate_caches()
+    if "--check" in sys.argv[1:]:
+        if found := stale():
+            raise SystemExit(f"not current: {', '.join(found)}; run python scripts/build_docs.py")
+        return
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name, make in PAGES.items():
+        (REFERENCE / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
