@@ -71,11 +71,23 @@ def api_page() -> str:
 
 
 def _signature(name: str, value: Any) -> str:
-    try:
-        text = f"{name}{inspect.signature(value)}"
-    except ValueError:
-        return name
-    return re.sub(r"<factory>|<object object at 0x[0-9a-f]+>", "…", text)
+    """The signature; a type or a default that has no short name in the source is left out or written as an ellipsis."""
+    parts = []
+    starred = False
+    for parameter in inspect.signature(value).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
+            parts.append("*")
+            starred = True
+        text = parameter.name
+        if isinstance(parameter.annotation, str):
+            text += f": {parameter.annotation}"
+        if parameter.default is not inspect.Parameter.empty:
+            default = repr(parameter.default)
+            text += f" = {default if len(default) < 20 and '<' not in default else '…'}"
+        parts.append(text)
+    returns = inspect.signature(value).return_annotation
+    result = f" -> {returns}" if isinstance(returns, str) and inspect.isfunction(value) else ""
+    return f"{name}({', '.join(parts)}){result}"
 
 
 def _methods(value: Any) -> Iterator[tuple[str, Any]]:
@@ -94,30 +106,40 @@ def recipe_page() -> str:
     for name in ("Recipe", "Skill", "HeldOut", "Data", "Optim", "Gate", "Probe", "Recovery"):
         part = getattr(recipes, name)
         lines += [f"## {name}", "", _markdown(inspect.getdoc(part) or ""), "", "| field | type | default | |", "|--|--|--|--|"]
-        meanings = _field_docs(part)
+        meanings, schema = _field_docs(part), part.model_json_schema()
         for field, info in part.model_fields.items():
-            default = "required" if info.is_required() else f"`{_default(info)}`"
-            lines.append(f"| `{field}` | `{_type(info.annotation)}` | {default} | {meanings.get(field, '')} |")
+            default = "required" if info.is_required() else _default(info)
+            lines.append(f"| `{field}` | {_type(schema['properties'][field])} | {default} | {meanings.get(field, '')} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def _default(info: Any) -> str:
     value = info.get_default(call_default_factory=True)
-    return f"{type(value).__name__}()" if isinstance(value, recipes.Part) else str(value)
+    if isinstance(value, recipes.Part):
+        return "its own defaults"
+    return "none" if value is None or value in ((), {}, "") else f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
-def _type(annotation: Any) -> str:
-    text = annotation.__name__ if inspect.isclass(annotation) and not getattr(annotation, "__args__", ()) else str(annotation)
-    text = re.sub(r"Annotated\[(\w+), [^\]]*\]+", r"\1", text)
-    return re.sub(r"typing\.|selectune\.recipe\.parts\.", "", text).replace("|", "\\|")
+def _type(schema: dict[str, Any]) -> str:
+    """A JSON schema's type in a few words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[1]
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in schema["anyOf"] if one.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        inner = schema.get("items") or schema["prefixItems"][0]
+        return f"list of {_type(inner)}"
+    return {"object": "mapping", "string": "text", "boolean": "true or false"}.get(schema["type"], str(schema["type"]))
 
 
 def _field_docs(part: Any) -> dict[str, str]:
     """The string below each field in the class's source."""
     source = inspect.getsource(part)
     found = re.findall(r"^    (\w+): [^\n]+\n    \"\"\"(.*?)\"\"\"", source, flags=re.MULTILINE | re.DOTALL)
-    return {name: _clean(text) for name, text in found}
+    return {name: _clean(text).replace("``", "`").replace("|", "\\|") for name, text in found}
 
 
 def _markdown(text: str) -> str:

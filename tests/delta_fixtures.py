@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +13,12 @@ from selectune.components import Component, Region, Selection, elements_of, regi
 from selectune.delta import Delta, extract, snapshot
 from selectune.hashing import dtype_name, manifest, state
 from selectune.models import Model
+
+
+def quick_disk(patch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk: what a power cut would leave is not what most tests ask."""
+    patch.setattr("os.fsync", lambda _: None)
+    patch.setattr("selectune.registry.events.SYNCHRONOUS", "OFF")
 
 
 class Tied(nn.Module):

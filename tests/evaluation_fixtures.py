@@ -26,7 +26,8 @@ from selectune.records import Message, Picture, Record, Records
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}"
     "{% if m['content'] is string %}{{ '\nQuestion: ' + m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else '\nQuestion: ' + p['text'] }}{% endfor %}{% endif %}{{ '\nAnswer:' }}"
+    "{% for p in m['content'] %}{{ '<image>' if p['type'] == 'image' else '\nQuestion: ' + p['text'] }}{% endfor %}{% endif %}"
+    "{{ '\nAnswer:' }}"
     "{% else %}{{ ' ' + (m['content'] if m['content'] is string else m['content'][0]['text']) + '<|im_end|>' }}{% endif %}{% endfor %}"
 )
 CORPUS = ["What is in the picture? Question: Answer: a cat, a dog, a red fish, one two three four seven seven fish"] * 4
@@ -65,10 +66,10 @@ def _text_config(vocabulary: int) -> LlamaConfig:
     )
 
 
-def llama(seed: int = 0, corpus: Sequence[str] = CORPUS) -> Model:
-    """A tiny Llama."""
+def llama(seed: int = 0, words: PreTrainedTokenizerFast | None = None) -> Model:
+    """A tiny Llama, with a tokenizer of its own or with this one."""
     torch.manual_seed(seed)
-    words = tokenizer(corpus)
+    words = tokenizer() if words is None else words
     return assemble("tiny-llama", LlamaForCausalLM(_text_config(len(words))), words)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from delta_fixtures import Tied, model_of, scramble, selecting, step_of, tied
+from delta_fixtures import Tied, model_of, quick_disk, scramble, selecting, step_of, tied
 from selectune.components import Region
 from selectune.delta import Delta, applied, apply, extract, interpolate, revert, snapshot
 from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
@@ -26,6 +26,11 @@ REGIONS: list[Region | None] = [
     ((1, 1, 2, 1),),
     ((0, 0, 2, 1), (0, 4, 6, 1), (1, 0, 6, 3)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_disk(monkeypatch)
 
 
 class Bits(nn.Module):

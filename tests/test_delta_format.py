@@ -18,11 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from delta_fixtures import model_of, step_of, tied
+from delta_fixtures import model_of, quick_disk, step_of, tied
 from selectune.delta import Delta, Part
 from selectune.delta.encoding import PLANES, RAW, pack, unpack
 from selectune.errors import DeltaError, StorageError
 from selectune.hashing import canonical, file_digest
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_disk(monkeypatch)
 
 
 @pytest.fixture(name="delta")

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluation_fixtures import llama, llava, picture, questions, record, records, text
 
+from evaluation_fixtures import llama, llava, picture, questions, record, records, text
 from selectune.errors import DataError, InputError, NoMatch, StorageError
 from selectune.evaluation import Measurement, Reference, Sample, Suite, Task, evaluate
 from selectune.evaluation.asking import asker, batches
@@ -388,17 +388,17 @@ def test_half_a_file_a_strangers_file_and_a_missing_one_are_refused(tmp_path: Pa
     made([sample(str(i)) for i in range(50)]).save(whole)
     (tmp_path / "half.parquet").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     pq.write_table(pq.read_table(whole).replace_schema_metadata({}), tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="half.parquet: not a whole Parquet file"):
+    with pytest.raises(DataError, match=r"half\.parquet: not a whole Parquet file"):
         Measurement.load(tmp_path / "half.parquet")
-    with pytest.raises(DataError, match="other.parquet: a Parquet file, but no measurement"):
+    with pytest.raises(DataError, match=r"other\.parquet: a Parquet file, but no measurement"):
         Measurement.load(tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="none.parquet: there is no such file"):
+    with pytest.raises(DataError, match=r"none\.parquet: there is no such file"):
         Measurement.load(tmp_path / "none.parquet")
 
 
 def test_a_measurement_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "m.parquet").mkdir()
-    with pytest.raises(StorageError, match="m.parquet: cannot be written"):
+    with pytest.raises(StorageError, match=r"m\.parquet: cannot be written"):
         made([sample()]).save(tmp_path / "m.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from evaluation_fixtures import CORPUS, llama, llava, questions, tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from evaluation_fixtures import TEMPLATE, llama, llava, questions, tokenizer
 from selectune.errors import DataError, NoMatch
 from selectune.models import Model
 from selectune.probes import Caption, NumberReading, correlation, number_tokens, probe_class, probe_numbers, token_class
@@ -27,8 +27,8 @@ def byte_level(corpus: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 def sentence_piece(corpus: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     """A tokenizer with the mark ▁ for a space, as Llama 2's."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.decoder = decoders.Metaspace(prepend_scheme="first")
     made.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=["<unk>", "</s>"], show_progress=False, max_token_length=20)
     )
@@ -38,7 +38,7 @@ def sentence_piece(corpus: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 def whole_words(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer in which exactly these, with the mark Ġ for a space, are tokens besides single bytes."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocabulary = {token: index for index, token in enumerate(["<end>", *sorted(alphabet)])}
+    vocabulary = {token: index for index, token in enumerate(["<|im_end|>", *sorted(alphabet)])}
     merges = []
     for word in words:
         piece = word[0]
@@ -50,7 +50,9 @@ def whole_words(words: Sequence[str]) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    wrapped.chat_template = TEMPLATE
+    return wrapped
 
 
 def said(words: PreTrainedTokenizerFast) -> set[str]:
@@ -65,7 +67,7 @@ def test_digits_ordinals_decimals_and_words_are_numbers_in_any_tokenizer(make: o
     for token in ("one", "two", "12", "Sixteen", "SIXTEEN", "hundred", "seven", "seventeen", "thirteen", "9"):
         assert token in vocabulary, "the fixture must hold what it tests"
         assert token in found
-    for token in ("the", "dog", "phone", "first", "thirst", "x", "$", "st", "nd", "on", "e"):
+    for token in ("the", "dog", "phone", "first", "thirst", "x", "$", "st", "nd"):
         assert token not in found
     for token in vocabulary & {"1st", "22nd", "3.5", "1,000", ".5"}:
         assert token in found
@@ -106,7 +108,7 @@ def test_classes_are_found_by_name() -> None:
     letters = {words.decode([index]) for index in token_class("letter", words).all_ids.tolist()}
     assert {" A", "A", "B", "Z"} <= letters
     assert not letters & {" a", "AB", "a"}
-    with pytest.raises(NoMatch, match='"colour" is no class of tokens. Use one of: number, yes-no, letter'):
+    with pytest.raises(NoMatch, match=r'"colour" is no class of tokens\. Use one of: number, yes-no, letter'):
         token_class("colour", words)
 
 
@@ -206,7 +208,7 @@ def chain(model: Model, text: str) -> None:
 
 
 def test_the_later_pieces_of_a_number_that_was_written_count_too() -> None:
-    model = llama(corpus=[*CORPUS, "sevent owers"])
+    model = llama(words=whole_words(["Ġele", "ven", "Ġdog"]))
     pieces = model.tokenizer(" eleven dog", add_special_tokens=False)["input_ids"]
     assert len(pieces) > 2, "the fixture must split the number"
     chain(model, " eleven dog")
@@ -222,7 +224,7 @@ def test_the_later_pieces_of_a_number_that_was_written_count_too() -> None:
 
 
 def test_a_word_that_holds_a_number_word_is_no_number() -> None:
-    model = llama(corpus=[*CORPUS, "ph ph ph ph"])
+    model = llama(words=whole_words(["Ġph", "one"]))
     chain(model, " phone")
     numbers = token_class("number", model.tokenizer)
     assert set(model.tokenizer(" phone", add_special_tokens=False)["input_ids"]) & set(numbers.bare.tolist()), (

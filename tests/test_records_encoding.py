@@ -41,7 +41,8 @@ def as_transformers_reads_it(processor: Any, record: Record) -> Any:
         {
             "role": message.role,
             "content": [
-                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part.open()} for part in message.parts
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part.open()}
+                for part in message.parts
             ],
         }
         for message in record.messages
@@ -106,7 +107,9 @@ def test_padding_with_the_end_token_hides_padding_and_nothing_else() -> None:
         batch = collate([short, long], end, side)
         n, longest = len(short.input_ids), len(long.input_ids)
         place = slice(0, n) if side == "right" else slice(longest - n, longest)
-        assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == dict.fromkeys(("input_ids", "attention_mask", "labels"), (2, longest))
+        assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == dict.fromkeys(
+            ("input_ids", "attention_mask", "labels"), (2, longest)
+        )
         assert batch["input_ids"][0, place].tolist() == short.input_ids
         assert batch["labels"][0, place].tolist() == short.labels
         assert end in short.labels
@@ -179,7 +182,8 @@ def test_a_template_whose_prefix_cannot_be_trusted_is_refused(name: str) -> None
     record = Record(
         id="r17",
         messages=tuple(
-            Message(role=role, parts=(text,)) for role, text in (("user", "What?"), ("assistant", "a cat"), ("user", "And?"), ("assistant", "a dog"))
+            Message(role=role, parts=(text,))
+            for role, text in (("user", "What?"), ("assistant", "a cat"), ("user", "And?"), ("assistant", "a dog"))
         ),
     )
     with pytest.raises(DataError, match=message) as caught:
@@ -202,7 +206,9 @@ def test_words_that_join_the_prompt_in_one_token_are_refused() -> None:
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer = made.tokenizer(template)
     joined = next(token for token in sorted(tokenizer.get_vocab()) if token.isascii() and token.isalpha() and len(token) > 2)
-    with pytest.raises(DataError, match=r'record "r": chat template: the tokenizer joins the prompt and the assistant\'s words into one token'):
+    with pytest.raises(
+        DataError, match=r'record "r": chat template: the tokenizer joins the prompt and the assistant\'s words into one token'
+    ):
         Encoder(tokenizer).encode(ask(joined[:2], joined[2:]))
 
 

@@ -104,7 +104,12 @@ def test_leaks_are_found_by_bytes_by_pixels_and_by_text() -> None:
     as_png, as_bmp, other = Picture(data=saved(shown, "PNG")), Picture(data=saved(shown, "BMP")), Picture(data=saved(noise(), "PNG"))
     red, blue = Picture(data=made.png(), name="a"), Picture(data=made.png((0, 0, 255)))
     train = records(record("t1", "What?", as_png), record("t2", "What?", red), record("t3", "And?", red), record("t4", "What is  LOVE?"))
-    test = records(record("s1", "What?", as_bmp), record("s2", "What?", Picture(data=made.png(), name="b")), record("s3", "what is love?"), record("s4", "What?", other, blue))
+    test = records(
+        record("s1", "What?", as_bmp),
+        record("s2", "What?", Picture(data=made.png(), name="b")),
+        record("s3", "what is love?"),
+        record("s4", "What?", other, blue),
+    )
     leaks = leakage(train, test)
     assert [(leak.kind, leak.train, leak.test) for leak in leaks] == [
         ("bytes", ("t2", "t3"), ("s2",)), ("pixels", ("t1",), ("s1",)), ("text", ("t4",), ("s3",)),

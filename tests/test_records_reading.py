@@ -119,12 +119,13 @@ def test_every_form_is_known_by_its_columns_and_read(folder: Path, name: str, fi
 
 
 def test_meta_keeps_what_the_model_is_not_shown(folder: Path) -> None:
-    row = {**FORMS["question-answer"][0], "level": 3, "share": 0.5, "ok": True, "tags": ["x", "y"], "big": 2**60, "none": None, "nested": {"a": 1}}
+    row = {**FORMS["question-answer"][0], "level": 3, "share": 0.5, "ok": True, "tags": ["x", "y"], "none": None, "nested": {"a": 1}}
     records = read_records(Data(source=written(folder, [row])))
     assert dict(records[0].meta) == {
-        "choices": ("red", "blue"), "cluster": "c1", "kind": "colour", "level": 3, "share": 0.5, "ok": True, "tags": ("x", "y"), "big": str(2**60),
+        "choices": ("red", "blue"), "cluster": "c1", "kind": "colour", "level": 3, "share": 0.5, "ok": True, "tags": ("x", "y"),
     }  # fmt: skip
     assert records.unread == ("nested",)
+    assert read_rows([{"question": "q", "answer": "a", "big": 2**60}], Data(source="memory"))[0].meta == {"big": str(2**60)}
     assert (records[0].answer, records[0].prompt, len(records[0].pictures)) == ("red", records[0].messages[:1], 1)
 
 
@@ -150,7 +151,13 @@ def test_csv_and_tsv_are_read_with_lists_as_json(folder: Path) -> None:
     for name, separator in (("train.csv", ","), ("train.tsv", "\t")):
         with (folder / name).open("w", encoding="utf-8-sig", newline="") as file:
             writer = csv.writer(file, delimiter=separator)
-            writer.writerows([["id", "question", "answer", "image", "choices"], ["a", "What,\tor?\nsay", "red", "red.png", '["red", "blue"]'], ["b", "x", "y", "", ""]])
+            writer.writerows(
+                [
+                    ["id", "question", "answer", "image", "choices"],
+                    ["a", "What,\tor?\nsay", "red", "red.png", '["red", "blue"]'],
+                    ["b", "x", "y", "", ""],
+                ]
+            )
         records = read_records(Data(source=str(folder / name)))
         assert shape(records[0]) == [("user", ["[red]", "What,\tor?\nsay"]), ("assistant", ["red"])]
         assert (records[0].meta["choices"], dict(records[1].meta), records[1].pictures) == (("red", "blue"), {}, ())
@@ -158,7 +165,13 @@ def test_csv_and_tsv_are_read_with_lists_as_json(folder: Path) -> None:
 
 def parquet(path: Path, rows: list[dict[str, Any]]) -> str:
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    schema = pyarrow.schema([("id", pyarrow.string()), ("image", image), *((name, pyarrow.string()) for name in ("question", "answer", "cluster", "split", "kind"))])
+    schema = pyarrow.schema(
+        [
+            ("id", pyarrow.string()),
+            ("image", image),
+            *((name, pyarrow.string()) for name in ("question", "answer", "cluster", "split", "kind")),
+        ]
+    )
     schema = schema.append(pyarrow.field("choices", pyarrow.list_(pyarrow.string())))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
     return str(path)
@@ -205,14 +218,19 @@ def test_data_of_a_package_is_found_by_its_entry_point(tmp_path: Path, monkeypat
 
 
 def test_rows_in_memory_may_hold_pillow_pictures(tmp_path: Path) -> None:
-    rows = [{"question": "What?", "answer": "red", "image": value} for value in (Image.new("RGB", (4, 4), (255, 0, 0)), RED, {"bytes": RED, "path": None})]
+    rows = [
+        {"question": "What?", "answer": "red", "image": value}
+        for value in (Image.new("RGB", (4, 4), (255, 0, 0)), RED, {"bytes": RED, "path": None})
+    ]
     records = read_rows(rows, Data(source="memory"))
     assert {record.pictures[0].open().getpixel((0, 0)) for record in records} == {(255, 0, 0)}
 
 
 def test_folders_that_datasets_saved_are_read(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["blue", "red"])})
-    saved = datasets.Dataset.from_list([{"image": {"bytes": RED, "path": None}, "label": 1}, {"image": {"bytes": BLUE, "path": None}, "label": 0}], features=features)
+    saved = datasets.Dataset.from_list(
+        [{"image": {"bytes": RED, "path": None}, "label": 1}, {"image": {"bytes": BLUE, "path": None}, "label": 0}], features=features
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         saved.save_to_disk(str(tmp_path / "one"))
@@ -230,7 +248,9 @@ def test_folders_that_datasets_saved_are_read(tmp_path: Path) -> None:
 def test_a_folder_of_files_is_read_by_split_with_its_shards(folder: Path) -> None:
     (folder / "data").mkdir()
     for shard in (0, 1):
-        parquet(folder / "data" / f"train-0000{shard}-of-00002.parquet", [{"id": f"{shard}", "question": "q", "answer": "a", "split": "train"}])
+        parquet(
+            folder / "data" / f"train-0000{shard}-of-00002.parquet", [{"id": f"{shard}", "question": "q", "answer": "a", "split": "train"}]
+        )
     written(folder / "data", [{"id": "v", "question": "q", "answer": "a"}], "val.jsonl")
     assert [record.id for record in read_records(Data(source=str(folder), split="train"))] == ["0", "1"]
     assert [record.id for record in read_records(Data(source=str(folder), split="validation"))] == ["v"]
@@ -375,6 +395,9 @@ def test_ids_are_given_or_made_from_the_content(folder: Path) -> None:
     assert records.repeated == 1
     backwards = read_records(Data(source=written(folder, [rows[1], rows[0]])))
     assert [record.id for record in backwards] == [records[1].id, records[0].id]
+    huge = written(folder, [{**rows[0], "id": 2**60}])
+    with pytest.raises(DataError, match="row 1: the id .* is no whole number that JSON can hold. Write ids as text"):
+        read_records(Data(source=huge))
     named = written(folder, [{**rows[0], "id": "a"}, {**rows[1], "id": "a"}])
     with pytest.raises(DataError, match='two records have the id "a". Make the ids unique, map another column'):
         read_records(Data(source=named))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from delta_fixtures import model_of, step_of, tied
+from delta_fixtures import model_of, quick_disk, step_of, tied
 from selectune.delta import Delta
 from selectune.errors import DeltaError, MissingPackage, NotYet, RegistryError, StorageError, VerifyFailed, WrongParent
 from selectune.hashing import canonical, digest
@@ -33,6 +33,11 @@ class Clock:
     def __call__(self) -> datetime:
         self.now += timedelta(minutes=1)
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_disk(monkeypatch)
 
 
 @pytest.fixture(name="deltas", scope="module")
@@ -248,6 +253,19 @@ def test_opening_twice_with_create_keeps_what_is_there(registry: Registry, delta
 
 def _sql(registry: Registry) -> sqlite3.Connection:
     return sqlite3.connect(Path(registry.where) / "registry.sqlite", isolation_level=None)
+
+
+def test_what_was_acknowledged_is_on_the_disk(tmp_path: Path, deltas: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    registry, flushed = Registry.open(tmp_path / "r", create=True), []
+    fsync = os.fsync
+    monkeypatch.setattr("os.fsync", lambda descriptor: (flushed.append(Path(f"/proc/self/fd/{descriptor}").resolve()), fsync(descriptor)))
+    registry.add(Update(), deltas[0])
+    folder = tmp_path.resolve() / "r" / "blobs" / "sha256"
+    assert [path.parent for path in flushed] == [folder, folder.parent], "the object, then its folder"
+    with registry._log._connection(writing=True) as connection:
+        found = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "foreign_keys", "journal_mode")}
+    assert found == {"synchronous": 2, "foreign_keys": 1, "journal_mode": "wal"}
 
 
 def test_the_database_refuses_to_change_or_skip_an_event(registry: Registry, deltas: list[Path]) -> None:

@@ -135,6 +135,12 @@ def test_binary_scores_get_wilson_and_clusters_widen_it() -> None:
     assert (doubled.low, doubled.high) == pytest.approx(expected, abs=0.003)
 
 
+def test_clusters_that_differ_less_than_chance_are_worth_no_more_than_their_items() -> None:
+    # One right and one wrong answer on every image: the cluster means do not vary at all.
+    balanced, clusters = [1.0, 0.0] * 40, [f"image {i // 2}" for i in range(80)]
+    assert score(balanced, clusters=clusters).low == pytest.approx(score(balanced).low, abs=1e-12)
+
+
 def test_real_scores_in_0_to_1_keep_their_interval_there() -> None:
     found = score([0.9, 1.0, 0.95, 0.2])
     assert found.high == 1.0
@@ -473,15 +479,20 @@ def test_the_bet_stops_early_on_a_harmless_update_and_on_a_harmful_one() -> None
 
 
 def test_the_capital_is_the_product_of_the_bets_and_knows_only_the_past() -> None:
-    differences, margin = [0.0, -1.0, 0.0, 1.0, 0.0], 0.1
-    capital, most, past, best = 1.0, 0.5 / 0.9, list[float](), 1.0
-    for difference in differences:
-        gain = difference + margin
-        stake = np.clip(np.mean(past) / (np.var(past) + np.mean(past) ** 2), 0, most) if past else 0.0
-        capital *= 1 + stake * gain
-        best = max(best, float(capital))
-        past.append(gain)
-    assert betting(differences, margin).evidence == pytest.approx(best, abs=1e-12)
+    def best(gains: list[float], most: float) -> float:
+        capital, highest = 1.0, 1.0
+        for i, gain in enumerate(gains):
+            past = np.array(gains[:i])
+            stake = np.clip(past.mean() / (past.var() + past.mean() ** 2), 0, most) if i else 0.0
+            capital *= 1 + float(stake) * gain
+            highest = max(highest, capital)
+        return highest
+
+    differences, margin = [0.0, -1.0, -1.0, 0.0, 1.0, 0.0, -1.0, -1.0], 0.1
+    found = betting(differences, margin)
+    assert found.evidence == pytest.approx(best([difference + margin for difference in differences], 0.5 / 0.9), abs=1e-12)
+    assert found.harm == pytest.approx(best([-difference - margin for difference in differences], 0.5 / 1.1), abs=1e-12)
+    assert (found.verdict, found.stopped_at, found.n) == ("undecided", None, 8)
 
 
 def test_items_after_the_stop_change_nothing() -> None:

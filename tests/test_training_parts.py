@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from training_fixtures import attention, examples, optim, tiny_model
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from selectune.components import Component, Selection
@@ -18,6 +17,7 @@ from selectune.training.features import inject, tower_digest
 from selectune.training.losses import cross_entropy
 from selectune.training.masters import Masters
 from selectune.training.schedule import Schedule, micro_batches
+from training_fixtures import attention, examples, optim, tiny_model
 
 
 def schedule(n: int = 10, seed: int = 0, **changes: object) -> Schedule:

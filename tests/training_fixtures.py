@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from evaluation_fixtures import llama, llava, questions
 from torch import Tensor
 
+from evaluation_fixtures import llama, llava, questions
 from selectune.components import Selection, views
 from selectune.hashing import state
 from selectune.models import Model, assemble

@@ -27,7 +27,7 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class Settings:
     """How long and how fast; figures and their reasons are in docs/design/log.md."""
 
-    steps: int = 1200
+    steps: int = 900
     batch: int = 32
     lr_projector: float = 1e-3
     lr_language: float = 6e-4
@@ -97,6 +97,8 @@ def align(net: LlavaForConditionalGeneration, examples: list[Example], raw: Tens
     """Trains and writes `alignment.safetensors` every 200 steps and at the end."""
     torch.manual_seed(settings.seed)
     net.to(torch.bfloat16).requires_grad_(False)
+    # For 36 tokens in bf16 on a CPU, torch's fused attention spends 23 ms a layer going backward, plain matrix products 2 ms: 3.4 against 2.5 s a step.
+    net.set_attn_implementation("eager")
     tower = net.model.vision_tower
     standard = ((raw.float() - tower.feature_mean.float()) * tower.feature_scale.float()).to(torch.bfloat16)
     projector = net.model.multi_modal_projector.requires_grad_(True)

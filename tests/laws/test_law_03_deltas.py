@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from delta_fixtures import model_of, selecting
+from delta_fixtures import model_of, quick_disk, selecting
 from selectune.components import Region
 from selectune.delta import Delta, apply, extract, revert, snapshot
 from selectune.errors import WrongParent
@@ -42,6 +42,11 @@ def _net(family: str, dtype: torch.dtype) -> torch.nn.Module:
                 dtype
             )
         return AutoModelForCausalLM.from_config(text).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_disk(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,14 +7,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import records, text
-from training_fixtures import attention, examples, optim, tiny_model
 
+from evaluation_fixtures import records, text
 from selectune.evaluation import Suite, Task, evaluate
 from selectune.hashing import manifest
 from selectune.models import Model
 from selectune.probes import probe_numbers
 from selectune.training import fit
+from training_fixtures import attention, examples, optim, tiny_model
 
 
 def everything(model: Model) -> Suite:

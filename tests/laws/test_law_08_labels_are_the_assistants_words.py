@@ -29,7 +29,10 @@ def conversation(words: list[str], *, picture: bool) -> Record:
     messages = [Message(role="system", parts=("Be brief.",))]
     for number, answer in enumerate(words):
         shown: tuple[str | Picture, ...] = (Picture(data=made.png()),) if picture and number == 0 else ()
-        messages += [Message(role="user", parts=(*shown, f"Question {number}, and what is it?")), Message(role="assistant", parts=(answer,))]
+        messages += [
+            Message(role="user", parts=(*shown, f"Question {number}, and what is it?")),
+            Message(role="assistant", parts=(answer,)),
+        ]
     return Record(id="r", messages=tuple(messages))
 
 
@@ -52,7 +55,11 @@ def labelled_turns(encoder: Encoder, labels: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@given(words=st.lists(st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12), min_size=1, max_size=3))
+@given(
+    words=st.lists(
+        st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12), min_size=1, max_size=3
+    )
+)
 @settings(max_examples=12, deadline=None)
 def test_whatever_the_words_are_labels_decode_to_them(name: str, words: list[str]) -> None:
     encoder = ENCODERS[name]

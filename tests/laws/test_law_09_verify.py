@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from delta_fixtures import model_of, step_of, tied
+from delta_fixtures import model_of, quick_disk, step_of, tied
 from selectune.registry import Problem, Registry, Update
 
 _EMPTY = {"parent": None, "base": "", "child": "", "skill": "", "recipe": "", "verdict": "", "metrics": {}, "records": {}, "meta": {}}
@@ -34,6 +34,11 @@ _BODIES = (
 Edit = Callable[[sqlite3.Connection], object]
 
 
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_disk(monkeypatch)
+
+
 @pytest.fixture(name="registry")
 def _registry(tmp_path: Path) -> Registry:
     """Two updates and two moves of a name: five events."""
@@ -50,6 +55,7 @@ def _registry(tmp_path: Path) -> Registry:
 def _tamper(registry: Registry, edit: Edit) -> None:
     """What an administrator can do: drop the triggers, then change the table."""
     connection = sqlite3.connect(Path(registry.where) / "registry.sqlite")
+    connection.execute("PRAGMA synchronous = OFF")
     for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         connection.execute(f"DROP TRIGGER {name}")
     edit(connection)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from training_fixtures import attention, examples, optim, tiny_model
 
 from selectune.delta import applied
 from selectune.errors import SameModel
 from selectune.evaluation import Suite, Task, evaluate
 from selectune.models import Model
 from selectune.training import train
+from training_fixtures import attention, examples, optim, tiny_model
 
 
 def asked(model: Model) -> Suite:

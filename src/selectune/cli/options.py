@@ -21,4 +21,4 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a hub id on this disk, `embedded`, a registry name or id, or `arch:MODEL_TYPE`.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder that the run is written to.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept with the move.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with the move.")]

@@ -81,7 +81,7 @@ def train(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Argument(metavar="DELTA", help="The file that the delta is written to.")],
     *,
-    skill: Annotated[str | None, typer.Option("--skill", help="Which skill of the recipe; the first without it.")] = None,
+    skill: Annotated[str | None, typer.Option("--skill", metavar="NAME", help="Which skill of the recipe; the first without it.")] = None,
     sets: Sets = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,

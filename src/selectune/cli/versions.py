@@ -14,7 +14,7 @@ from selectune.cli.screen import Screen
 
 Update = Annotated[str, typer.Argument(metavar="ID", help="An update's id, the beginning of one, or a name.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name such as production.")]
-Actor = Annotated[str | None, typer.Option("--actor", help="Who; the login name without it.")]
+Actor = Annotated[str | None, typer.Option("--actor", metavar="WHO", help="Who; the login name without it.")]
 
 
 def log(

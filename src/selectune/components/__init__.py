@@ -7,18 +7,20 @@ from selectune.components.architecture import known_types, map_architecture
 from selectune.components.component import Component, ComponentMap, Selection
 from selectune.components.mapping import map_model
 from selectune.components.presets import PRESETS
-from selectune.components.proof import Moved, Proof
+from selectune.components.proof import Forecast, Moved, Proof, forecast
 from selectune.components.slices import Region, elements_of, region_shape, views
 
 __all__ = [
     "PRESETS",
     "Component",
     "ComponentMap",
+    "Forecast",
     "Moved",
     "Proof",
     "Region",
     "Selection",
     "elements_of",
+    "forecast",
     "known_types",
     "map_architecture",
     "map_model",

@@ -30,12 +30,13 @@ def undisturbed(net: PreTrainedModel) -> Iterator[None]:
     python, arrays, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     kept: Any = settings or GenerationConfig()  # type: ignore[no-untyped-call, unused-ignore]
-    net.generation_config = GenerationConfig(  # type: ignore[no-untyped-call, unused-ignore]
+    greedy: Any = GenerationConfig  # its constructor has no annotations
+    net.generation_config = greedy(
         bos_token_id=kept.bos_token_id, eos_token_id=kept.eos_token_id, pad_token_id=kept.pad_token_id, do_sample=False, num_beams=1
     )
     net.eval()  # type: ignore[no-untyped-call, unused-ignore]
-    # A matrix product may take another kernel, with other last bits, for a weight that asks for gradients, even where none are taken. Then the same
-    # weights would measure differently before and after a selection was made.
+    # A matrix product may take another kernel, with other last bits, for a weight that asks for gradients, even where none are taken.
+    # Then the same weights would measure differently before and after a selection was made.
     net.requires_grad_(False)
     try:
         with torch.no_grad(), torch.autocast(device_type=next(net.parameters()).device.type, enabled=False):

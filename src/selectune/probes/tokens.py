@@ -122,11 +122,12 @@ def _first_pieces(tokenizer: Any, texts: Mapping[int, str], words: frozenset[str
     found = set()
     for piece in {piece for word in words for piece in _split_starts(tokenizer, word)}:
         stem = texts.get(piece, "").strip().casefold()
+        whole = [word for word in words if word.startswith(stem)]
         like = [text for text in vocabulary if text.startswith(stem)]
         if (
             len(stem) >= _SHORTEST
             and stem.isalpha()
-            and all(any(word.startswith(text) or text.startswith(word) for word in words) for text in like)
+            and all(any(word.startswith(text) or text.startswith(word) for word in whole) for text in like)
         ):
             found.add(piece)
     return found

@@ -17,8 +17,8 @@ IGNORED = -100
 def collate(encodeds: Sequence[Encoded], pad_id: int, side: Literal["right", "left"] = "right") -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask`, `labels` and whatever the records carry in `extra`, each of shape (records, longest), int64.
 
-    Padding is known by its position, never by its id: `pad_id` may be the end-of-turn token, which then stays attended to and labelled where it is
-    part of a record. `side` is right for training, left for generation.
+    Padding is known by its position, never by its id: `pad_id` may be the end-of-turn token, which then stays attended to and labelled
+    where it is part of a record. `side` is right for training, left for generation.
     """
     import torch
 

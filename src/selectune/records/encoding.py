@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -15,13 +14,11 @@ from selectune.errors import DataError, ModelError
 from selectune.records.collating import IGNORED
 from selectune.records.picture import Picture
 from selectune.records.record import Message, Record
+from selectune.records.showing import Shown, marked
 from selectune.records.templates import ChatTemplate, Turn
 
 if TYPE_CHECKING:
     import torch
-
-OPEN, CLOSE = "⟦", "⟧"
-"""Around the labelled part in `Shown.text`."""
 
 _Tokens = tuple[list[int], list[tuple[int, int]]]
 
@@ -69,28 +66,13 @@ class EncodedRecords(Sequence[Encoded]):
         return self.items[index]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """One decoded sample, for a person to look at before anything is trained."""
-
-    record_id: str
-    text: str
-    """The decoded ids; the labelled parts stand between ⟦ and ⟧, a run of image tokens is written once with its count."""
-    tokens: int
-    supervised: int
-    pixels: Mapping[str, tuple[int, ...]]
-    """Shape of each pixel input."""
-    pictures: tuple[str, ...]
-    end_of_turn: str | None
-    """The token that is labelled behind the words; None: the template writes none, and the model does not learn where to stop."""
-
-
 class Encoder:
     """Turns records into inputs with a transformers processor (pictures and text) or tokenizer (text alone).
 
-    Labels are the assistant's words in every turn, with the white space between the generation prompt and the words, and the end-of-turn token where
-    the template writes one right behind them: a model that never learns it never stops. Decoded without special tokens they are the words and nothing
-    else. A record without a user turn (the form `text`) is plain text: no template, every token but the first special ones is labelled.
+    Labels are the assistant's words in every turn, with the white space between the generation prompt and the words, and the end-of-turn
+    token where the template writes one right behind them: a model that never learns it never stops. Decoded without special tokens they are
+    the words and nothing else. A record without a user turn (the form `text`) is plain text: no template, and every token but the first
+    special ones is labelled.
     """
 
     def __init__(self, processor: ProcessorMixin | PreTrainedTokenizerBase, *, template_options: Mapping[str, Any] | None = None) -> None:
@@ -108,7 +90,10 @@ class Encoder:
         self._strip = self._prompt_ends_loosely()
 
     def encode(self, record: Record) -> Encoded:
-        """The whole record with its labels; never cut. Raises DataError where there is nothing to learn or the words cannot be placed for certain."""
+        """The whole record with its labels; never cut.
+
+        Raises DataError where there is nothing to learn, or the words cannot be placed for certain.
+        """
         where = _where(record)
         self.template.refuse_control_tokens(record.messages, where)
         if _is_plain(record):
@@ -165,8 +150,8 @@ class Encoder:
     def pixels(self, *groups: Sequence[Picture]) -> dict[str, torch.Tensor]:
         """The pixel inputs of one or more records, each group the pictures of one of them; empty where there are no pictures.
 
-        Names and shapes are the processor's own: for LLaVA-1.5 `pixel_values` of (pictures, 3, height, width), float32. Decodes the pictures and raises
-        DataError as `Picture.open` does.
+        Names and shapes are the processor's own: for LLaVA-1.5 `pixel_values` of (pictures, 3, height, width), float32. Decodes the pictures
+        and raises DataError as `Picture.open` does.
         """
         images = [[picture.open() for picture in group] for group in groups if group]
         if not images:
@@ -184,7 +169,7 @@ class Encoder:
         names = tuple(picture.name for picture in encoded.pictures)
         return Shown(
             record_id=record.id,
-            text=self._shown(encoded),
+            text=marked(encoded.input_ids, encoded.labels, self.tokenizer, self.template.image_token),
             tokens=len(encoded.input_ids),
             supervised=encoded.supervised,
             pixels=pixels,
@@ -221,7 +206,7 @@ class Encoder:
         return self._encoded(record, tokens[0], labels, record.pictures, text)
 
     def _first(self, full: str, turn: Turn, tokens: _Tokens) -> int:
-        """The first token of a turn. A token that begins in the prompt is the turn's only if it takes nothing but white space from there."""
+        """The first token of a turn; it may take white space from the end of the prompt, and nothing else."""
         ids, offsets = tokens
         if not turn.follows_prompt:
             first = next(index for index, (_, end) in enumerate(offsets) if end > turn.start)
@@ -235,7 +220,7 @@ class Encoder:
         return same
 
     def _expanded(self, text: str, pictures: tuple[Picture, ...], start: int) -> tuple[str, list[tuple[int, int]]]:
-        """The text with each image token written out as the processor does, and for each the place of its end and the characters gained by then."""
+        """The text with image tokens written out as the processor does; for each, where it ended and the characters gained by then."""
         token = self.template.image_token
         count = text.count(token) if token else 0
         if count != len(pictures):
@@ -254,7 +239,7 @@ class Encoder:
         return "".join(full), places
 
     def _expansion(self, pictures: tuple[Picture, ...], token: str) -> tuple[str, ...]:
-        """What the processor writes for each picture of a record. It depends on how many there are and on their sizes alone, so it is kept by these."""
+        """What the processor writes for each picture of a record; kept by their sizes, as it depends on these and their number alone."""
         sizes = tuple(picture.size for picture in pictures)
         if sizes not in self._expansions:
             assert self._processor is not None  # a template with an image token belongs to a processor
@@ -279,7 +264,7 @@ class Encoder:
         self._verified = True
 
     def _adds_special(self, text: str) -> bool:
-        """As `apply_chat_template` does: a tokenizer never adds special tokens to rendered text, a processor does unless the text begins with one."""
+        """As `apply_chat_template`: a tokenizer adds no special tokens to rendered text, a processor does unless it begins with one."""
         bos = self.tokenizer.bos_token
         return self._processor is not None and not (bos is not None and text.startswith(bos))
 
@@ -297,7 +282,7 @@ class Encoder:
         return tuple(name for name in made if name in ("mm_token_type_ids", "token_type_ids"))
 
     def _prompt_ends_loosely(self) -> bool:
-        """Whether white space at the end of the generation prompt belongs to the first token of an answer, as in `ASSISTANT: ` before ` yes`."""
+        """Whether white space that ends the generation prompt joins an answer's first token, as in `ASSISTANT: ` before ` yes`."""
         question, answer = Message(role="user", parts=("Is it so?",)), Message(role="assistant", parts=("yes",))
         whole = self._tokens(self.template.render([question, answer]))[0]
         prompt = self.template.render([question], ask=True)
@@ -314,36 +299,6 @@ class Encoder:
             text=text,
             extra={name: list(kinds) for name in self._kinds},
         )
-
-    def _shown(self, encoded: Encoded) -> str:
-        pieces: list[str] = []
-        run: list[int] = []
-        labelled = False
-        for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-            if (label != IGNORED) != labelled:
-                pieces += [self._decoded(run), CLOSE if labelled else OPEN]
-                run, labelled = [], not labelled
-            run.append(token)
-        return "".join([*pieces, self._decoded(run), CLOSE if labelled else ""])
-
-    def _decoded(self, ids: list[int]) -> str:
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
-        token = self.template.image_token
-        for count in sorted(_runs(text, token), reverse=True) if token else []:
-            text = text.replace(f"{token}" * count, f"{token}×{count}") if count > 1 else text
-        return text
-
-
-def _runs(text: str, token: str) -> set[int]:
-    counts: Counter[int] = Counter()
-    rest = text
-    while token in rest:
-        rest = rest[rest.index(token) :]
-        n = 0
-        while rest.startswith(token):
-            rest, n = rest[len(token) :], n + 1
-        counts[n] += 1
-    return set(counts)
 
 
 def _is_plain(record: Record) -> bool:

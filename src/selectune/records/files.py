@@ -1,4 +1,7 @@
-"""Rows from files and folders: JSON, JSON lines, CSV, Parquet, folders that `datasets` saved, and folders of pictures. Nothing here knows what a row means."""
+"""Rows from files and folders: JSON, JSON lines, CSV, Parquet, what `datasets` saved, and folders of pictures.
+
+Nothing here knows what a row means.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ class Wanted:
 
 
 def read_table(path: Path, wanted: Wanted) -> Table:
-    """The rows of a file, or of the part of a folder that `wanted` names. Raises DataError for what cannot be read, with the place of the fault."""
+    """The rows of a file, or of the part of a folder that `wanted` names. Raises DataError, with the place of the fault."""
     where = f"{wanted.where}: {path.name}"
     try:
         if path.is_dir():

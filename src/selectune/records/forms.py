@@ -240,7 +240,10 @@ class Row:
             raise DataError(f"a content part of type {kind!r} is not known", where=where, then="Use text, image and image_url.")
 
     def _split(self, text: str, images: Iterator[Picture]) -> Iterator[str | Picture]:
-        """Text with its placeholders replaced by pictures. A line break beside a placeholder goes: what stands there is the chat template's to say."""
+        """Text with pictures in the place of its placeholders.
+
+        A line break beside a placeholder goes: what stands there is the chat template's to say.
+        """
         if PLACEHOLDER not in text or not self._has_images():
             if text:
                 yield text

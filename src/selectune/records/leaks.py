@@ -20,7 +20,7 @@ class Leak:
     """One picture or one text that training and test records share."""
 
     kind: Kind
-    """`bytes`: the same encoded picture; `pixels`: the same picture in another encoding; `text`: the same question, both without pictures."""
+    """`bytes`: the same encoded picture; `pixels`: the same picture encoded in another way; `text`: the same words, without pictures."""
     what: str
     """The picture's digest, or the text's beginning."""
     train: tuple[str, ...]
@@ -36,9 +36,9 @@ class Leak:
 def leakage(train: Records, test: Records) -> list[Leak]:
     """Every picture (by bytes, then by decoded pixels) and every text that both hold; empty where they share nothing.
 
-    Two records with pictures may ask the same question, so text counts only between records without any: the whole prompt, or all of it where there is
-    no prompt, compared without regard to case, white space and Unicode form. Pixels are decoded only where sizes agree. Raises DataError for a picture
-    that cannot be read.
+    Two records with pictures may ask the same question, so text counts only between records without any: the whole prompt, or all of it
+    where there is no prompt, compared without regard to case, white space and Unicode form. Pixels are decoded only where sizes agree.
+    Raises DataError for a picture that cannot be read.
     """
     seen, asked = _pictures(train), _pictures(test)
     found = list(_shared("bytes", _by(seen, lambda picture: picture.digest), _by(asked, lambda picture: picture.digest)))

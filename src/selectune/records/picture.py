@@ -1,6 +1,7 @@
 """A picture that a stranger made: its bytes, what its header says, and its pixels, with a bound on each.
 
-Nothing is decoded before the header was read and found small enough, a picture that ends too early is refused, and none is ever fetched from a network.
+Nothing is decoded before the header was read and found small enough, a picture that ends too early is refused, and none is ever fetched
+from a network.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_768
 """Most pixels on one side."""
 
-# What Pillow's decoders are known to raise on damaged or hostile bytes: its own errors are OSErrors and SyntaxErrors, the rest leak out of parsers.
+# What Pillow is known to raise on damaged or hostile bytes: its own errors are OSErrors and SyntaxErrors, the rest leak out of parsers.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -98,7 +99,8 @@ class Picture:
     def open(self) -> Image.Image:
         """The decoded picture, in RGB, turned as its EXIF says (as transformers' `load_image` does).
 
-        Raises DataError for an unknown format, damaged or missing bytes, more than one frame, or a size over the caps, which is read from the header first.
+        Raises DataError for an unknown format, damaged or missing bytes, more than one frame, or a size over the caps, which is read from the
+        header first.
         """
         with self._header() as image, _strictly():
             try:
@@ -157,8 +159,8 @@ def _strictly() -> Iterator[None]:
 def picture(value: object, root: Path, where: str, number: int = 1) -> Picture:
     """A checked picture from what a column holds: bytes, a path, a `data:` URL, `{bytes, path}`, or a Pillow image.
 
-    A path starts at `root` and must stay inside it, symbolic links followed; a web address is refused. `number` counts pictures within the record.
-    Raises DataError as `Picture.check` does, and where `value` is none of these.
+    A path starts at `root` and must stay inside it, symbolic links followed; a web address is refused. `number` counts pictures within the
+    record. Raises DataError as `Picture.check` does, and where `value` is none of these.
     """
     found = _found(value, root, where, f"{number}")
     found.check()

@@ -38,11 +38,12 @@ class _UnreadError(Exception):
 def read_records(data: Data, *, where: str = "data") -> Records:
     """Every record that `data` names, in the source's order.
 
-    The form is detected, with the reason in `Records.reason`; `data.form` and `data.columns` override it. `data.limit` draws so many records by their ids
-    (`Records.take`). Every picture's header is checked; pixels are decoded when they are needed, or all at once by `Records.check_pictures`.
+    The form is detected, with the reason in `Records.reason`; `data.form` and `data.columns` override it. `data.limit` draws so many records
+    by their ids (`Records.take`). Every picture's header is checked; pixels are decoded when they are needed, or all at once by
+    `Records.check_pictures`.
 
-    Raises DataError, with `where`, the source, the record's id and what to do, for a source or split that is not there or is empty, a row of another
-    form, a picture that is missing, outside its folder, at a web address or of no known format, and an id that comes twice.
+    Raises DataError, with `where`, the source, the record's id and what to do, for a source or split that is not there or is empty, a row of
+    another form, a picture that is missing, outside its folder, at a web address or of no known format, and an id that comes twice.
     """
     offered = _OFFERED.fullmatch(data.source)
     if _ADDRESS.match(data.source):
@@ -62,7 +63,10 @@ def read_records(data: Data, *, where: str = "data") -> Records:
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]], data: Data, *, where: str = "data") -> Records:
-    """The same from rows in memory, a picture as bytes, a path, a `data:` URL, `{bytes, path}` or a Pillow image. `data.source` only names them."""
+    """The same from rows in memory; `data.source` only names them.
+
+    A picture is bytes, a path, a `data:` URL, `{bytes, path}` or a Pillow image.
+    """
     rows = tuple(rows)
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
     column = data.columns.get("split", "split")
@@ -138,6 +142,9 @@ def _record(values: Mapping[str, Any], form: Form, table: Table, at: tuple[Path,
     """One row as a record; its id is empty where the row has none."""
     root, number = at
     given = values.get(form.columns["id"]) if "id" in form.columns else None
+    if isinstance(given, float):
+        then = "Write ids as text; JSON holds no integer beyond 2**53 - 1."
+        raise DataError(f"the id {given} is no whole number that JSON can hold", where=f"{table.place}: row {number}", then=then)
     name = "" if given is None else text_of(given, f"{table.place}: row {number}: id").strip()
     where = f'{table.place}: record "{name}"' if name else f"{table.place}: row {number}"
     row = Row(values={part: values.get(column) for part, column in form.columns.items()}, root=root, where=where)
@@ -183,7 +190,7 @@ def _several(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _kept(value: Any, where: str) -> Any:
-    """A value as meta holds it: text, numbers, true and false, and tuples of these. Integers beyond 2**53 - 1 become text, as JSON cannot hold them."""
+    """A value as meta holds it: text, numbers, true and false, and tuples of these. Integers that JSON cannot hold become text."""
     if isinstance(value, str):
         return text_of(value, where)
     if isinstance(value, bool):

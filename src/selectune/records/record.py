@@ -38,7 +38,8 @@ class Message:
 class Record:
     """One example.
 
-    `meta` holds what is not shown to the model: `choices` and `answers` (tuples of strings), `cluster`, `kind`, and every other plain column of the source.
+    `meta` holds what is not shown to the model: `choices` and `answers` (tuples of strings), `cluster`, `kind`, and every other plain column
+    of the source.
     """
 
     id: str
@@ -103,7 +104,7 @@ class Records(Sequence[Record]):
         seen: set[str] = set()
         for record in self.items:
             if record.id in seen:
-                then = "Make the ids unique, map another column with columns: {id: NAME}, or name records by their content with columns: {id: '-'}."
+                then = "Make the ids unique, map another column with columns: {id: NAME}, or go by content with columns: {id: '-'}."
                 raise DataError(f'two records have the id "{record.id}"', where=self.name, then=then)
             seen.add(record.id)
 
@@ -128,8 +129,8 @@ class Records(Sequence[Record]):
     def take(self, n: int, seed: int = 0) -> Records:
         """`n` records drawn by `seed`, in their own order; all of them where there are no more.
 
-        The draw depends on ids alone, so it is the same on every machine and in whatever order the source lists them, and a smaller draw with
-        the same seed lies within a larger one.
+        The draw depends on ids alone, so it is the same on every machine and in whatever order the source lists them, and a smaller draw
+        with the same seed lies within a larger one.
         """
         if n >= len(self.items):
             return self

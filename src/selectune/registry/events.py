@@ -24,6 +24,8 @@ __all__ = ["GENESIS", "Event", "Head", "Log"]
 GENESIS = "0" * 64
 """What the first event calls the hash of the one before."""
 BUSY_SECONDS = 60
+SYNCHRONOUS = "FULL"
+"""SQLite's word for: an event that was acknowledged survives a power cut."""
 
 metadata = sa.MetaData()
 events = sa.Table(
@@ -217,14 +219,15 @@ def _translated(error: DBAPIError, url: sa.URL) -> SelectuneError:
 def _prepare(connection: Any, _: Any) -> None:
     # The driver must not open transactions by itself: BEGIN IMMEDIATE is ours.
     connection.isolation_level = None
-    for pragma in (
-        "journal_mode = WAL",
-        "foreign_keys = ON",
-        "synchronous = FULL",
-        "recursive_triggers = ON",
-        f"busy_timeout = {BUSY_SECONDS * 1000}",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    settings = {
+        "journal_mode": "WAL",
+        "foreign_keys": "ON",
+        "synchronous": SYNCHRONOUS,
+        "recursive_triggers": "ON",
+        "busy_timeout": BUSY_SECONDS * 1000,
+    }
+    for name, value in settings.items():
+        connection.execute(f"PRAGMA {name} = {value}")
 
 
 def _begin(connection: sa.Connection) -> None:

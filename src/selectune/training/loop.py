@@ -126,7 +126,7 @@ class _Run:
             for number in range(first, self.schedule.total + 1):
                 self.history.append(self._step(number))
                 if number == first:
-                    self._prove(self.schedule.batch(number))
+                    self._prove(lenient=not self._sees(self.schedule.batch(number)) and self._sees(range(self.schedule.n)))
                 if noted.name is not None or (self.optim.save_every and number % self.optim.save_every == 0):
                     self._save(session)
                 if noted.name is not None:
@@ -135,7 +135,7 @@ class _Run:
                         f"{noted.name} after step {number} of {self.schedule.total}; the state is written", where="training", then=then
                     )
                 yield self.history[-1]
-            self._prove(range(len(self.samples.kept)))
+            self._prove(lenient=False)
 
     def _step(self, number: int) -> Step:
         started = time.perf_counter()
@@ -167,15 +167,17 @@ class _Run:
             seconds=time.perf_counter() - started,
         )
 
-    def _prove(self, indices: Iterable[int]) -> None:
-        """Nothing else moved, and every selected parameter that these samples reach did."""
+    def _sees(self, indices: Iterable[int]) -> bool:
+        return any(self.samples.kept[index].pictures for index in indices)
+
+    def _prove(self, *, lenient: bool) -> None:
+        """Nothing else moved, and a gradient reached all that is selected; `lenient`: towers may still wait for a first picture."""
         self.proof.check(self.model.net)
         still = set(self.masters.still())
-        seen = any(self.samples.kept[index].pictures for index in indices)
         dead = [
             component.name
             for component in self.proof.selection.components
-            if component.parameter in still and (seen or in_language(component.name))
+            if component.parameter in still and not (lenient and not in_language(component.name))
         ]
         if dead:
             raise SelectionViolated(

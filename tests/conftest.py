@@ -1,0 +1,114 @@
+"""Tiny models of the families that users have, built from configs: hidden 32, two layers, a vocabulary of 64, seeded, on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402 (the variables above have to be set before transformers is imported)
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
+
+IMAGE_TOKEN = 60
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_channels": 3,
+}
+QWEN_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "patch_size": 8,
+    "spatial_merge_size": 2,
+    "window_size": 32,
+    "fullatt_block_indexes": [1],
+}
+# Twelve dimensions of a head of 8 cannot be rotated in three parts; these are of 8.
+QWEN_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+
+
+def _text(kind: str, **more: Any) -> PreTrainedModel:
+    config = getattr(transformers, f"{kind}Config")(**{**TEXT, **more})
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+def _image(kind: str, text: str, vision: str, **more: Any) -> PreTrainedModel:
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=getattr(transformers, f"{text}Config")(**TEXT),
+        vision_config=getattr(transformers, f"{vision}Config")(**VISION),
+        image_token_id=IMAGE_TOKEN,
+        **more,
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
+def _qwen() -> PreTrainedModel:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={**TEXT, "rope_parameters": QWEN_ROPE}, vision_config=QWEN_VISION, image_token_id=IMAGE_TOKEN, vision_start_token_id=61
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+_BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: _text("Llama"),
+    "tied": lambda: _text("Llama", tie_word_embeddings=True),
+    "qwen2": lambda: _text("Qwen2"),
+    "phi3": lambda: _text("Phi3"),
+    "qwen3_moe": lambda: _text("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
+    "gpt_oss": lambda: _text("GptOss", num_local_experts=4, head_dim=8),
+    "bloom": lambda: _text("Bloom", n_layer=2, n_head=4),
+    "gpt_neox": lambda: _text("GPTNeoX"),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=128, bos_token_id=1, eos_token_id=2)
+    ),
+    "llava": lambda: _image("Llava", "Llama", "CLIPVision", vision_feature_layer=-1, vision_feature_select_strategy="default"),
+    "llava_next": lambda: _image("LlavaNext", "Llama", "CLIPVision", image_grid_pinpoints=[[16, 32], [32, 16]]),
+    "llava_onevision": lambda: _image("LlavaOnevision", "Qwen2", "SiglipVision", image_grid_pinpoints=[[16, 16]], vision_feature_layer=-1),
+    "qwen2_5_vl": _qwen,
+}
+FAMILIES = tuple(_BUILDERS)
+VISION_FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl")
+
+
+@cache
+def _built(name: str) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _BUILDERS[name]().eval()
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    """A fresh copy of the tiny model of a family: the same weights each time, and free to be changed."""
+    return copy.deepcopy(_built(name))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], PreTrainedModel]:
+    """`tiny(name)`: a fresh copy of a tiny model; the names are `FAMILIES`."""
+    return tiny_model

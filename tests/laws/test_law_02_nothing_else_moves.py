@@ -1,0 +1,91 @@
+"""Law 2: after k steps everything outside the selection is bit-identical: tied weights, buffers, weight decay and momentum included."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from selectune.components import Component, Selection, views
+from selectune.models import Model, assemble
+from selectune.training import fit
+from training_fixtures import examples, optim, outside, same, tiny_model
+
+CASES = [
+    ("llava", ("attention",)),
+    ("llava", ("language",)),
+    ("llava", ("projector",)),
+    ("llava", ("upper-gate-and-up", "language.norm")),
+    ("llama", ("attention-qkv",)),
+    ("llama", ("down", "head")),
+    ("llama", ("language.layers[1:].*",)),
+]
+
+
+def moved(model: Model, selection: Selection, dtype: torch.dtype) -> bool:
+    """Trains with weight decay and momentum; whether the selection moved, after a check that nothing else did."""
+    kept = outside(model.net, selection)
+    before = {name: parameter.detach().clone() for name, parameter in model.net.named_parameters()}
+    steps = list(fit(model, selection, examples(8, pictures=model.is_vision), optim(lr=0.05, weight_decay=0.5, micro_batch=3)))
+    assert len(steps) == 4
+    assert same(outside(model.net, selection), kept)
+    parameters = dict(model.net.named_parameters())
+    return all(
+        not torch.equal(now, then)
+        for name, regions in selection.parameters.items()
+        for region in ((None,) if regions is None else regions)
+        for now, then in zip(views(parameters[name].detach(), region), views(before[name], region), strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("family", "patterns"), CASES)
+def test_only_the_selection_moves(family: str, patterns: tuple[str, ...], dtype: torch.dtype) -> None:
+    model = tiny_model(family, dtype)
+    assert moved(model, model.map.select(patterns), dtype)
+
+
+@pytest.mark.parametrize("region", [((0, 3, 9, 1),), ((0, 0, 32, 5), (1, 4, 8, 1)), ((0, 0, 4, 1), (0, 30, 32, 1))])
+def test_the_rest_of_a_sliced_tensor_does_not_move(region: tuple[tuple[int, int, int, int], ...]) -> None:
+    model = tiny_model("llama", torch.bfloat16)
+    whole = next(component for component in model.map.components if component.name == "language.layers.0.attn.q")
+    part = Component(**{**{name: getattr(whole, name) for name in Component.__slots__}, "slice": region})
+    assert moved(model, Selection(patterns=("part",), components=(part,), full_shapes=model.map.shapes), torch.bfloat16)
+
+
+def test_a_tied_head_moves_with_its_embedding_and_nothing_else_does() -> None:
+    model = tiny_model("llama")
+    model.net.config.tie_word_embeddings = True
+    model.net.tie_weights()
+    tied = assemble("tied", model.net, model.processor)
+    assert moved(tied, tied.map.select(("language.embed", "head")), torch.float32)
+    assert model.net.lm_head.weight is model.net.get_input_embeddings().weight
+
+
+def test_running_statistics_of_a_selected_tower_stay() -> None:
+    """Batch-norm's averages are buffers: in training mode a forward pass alone would move them."""
+    model = tiny_model()
+    projector = model.net.model.multi_modal_projector
+    projector.act = torch.nn.Sequential(torch.nn.GELU(), Averaging(32))
+    averages = projector.act[1].norm
+    watched = assemble("averaging", model.net, model.processor)
+    before = averages.running_mean.clone(), averages.num_batches_tracked.clone()
+    watched.net.train()
+    list(fit(watched, watched.map.select(("attention",)), examples(8), optim(cache_features=False)))
+    assert torch.equal(averages.running_mean, before[0])
+    assert torch.equal(averages.num_batches_tracked, before[1])
+
+
+class Averaging(torch.nn.Module):
+    """Batch-norm over the channels of (pictures, tokens, channels)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(channels)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(tokens.transpose(1, 2)).transpose(1, 2)
