@@ -17,13 +17,28 @@ CORPUS = [
     "USER: Is it so? ASSISTANT: yes, and a blue square.\nQuestion: What time is it?\nAnswer: half past two.\n\n",
 ]
 SPECIAL = [
-    "<unk>", "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
-    "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<video>",
-]  # fmt: skip
+    "<unk>",
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<image>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<video>",
+]
 
 # Each states what one family's own template does, in the fewest words.
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -36,16 +51,18 @@ LLAMA3 = (
 LLAVA = (
     "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
     "{% for p in m['content'] if p['type'] == 'image' %}{{ 'IMAGE\n' }}{% endfor %}"
-    "{% if m['role'] != 'assistant' %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}"
-    "{% else %}{% for p in m['content'] if p['type'] == 'text' %}{% generation %}{{ p['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}"
+    "{% if m['role'] != 'assistant' %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}{% else %}"
+    "{% for p in m['content'] if p['type'] == 'text' %}{% generation %}{{ p['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 VICUNA = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: "
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}{{ 'IMAGE\n' }}{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %} "
     "{% elif m['role'] == 'assistant' %}ASSISTANT: "
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ m['content'][0]['text'] }}{% endif %}</s>{% else %}"
-    "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 LOOSE = VICUNA.replace("{% if add_generation_prompt %}ASSISTANT:", "{% if add_generation_prompt %}ASSISTANT: ")
 """Vicuna with a space at the end of its generation prompt: alone it is a token of its own, before an answer it is the answer's."""
@@ -77,18 +94,27 @@ def tokenizer(template: str = CHATML, *, pad: str = "<pad>", eos: str = "</s>", 
     """A byte-level BPE tokenizer of about 400 tokens with the special tokens of several families."""
     copy = Tokenizer.from_str(_backend(trim).to_str())
     return PreTrainedTokenizerFast(
-        tokenizer_object=copy, unk_token="<unk>", pad_token=pad, eos_token=eos, bos_token="<s>", chat_template=template.replace("IMAGE", ""),
+        tokenizer_object=copy,
+        unk_token="<unk>",
+        pad_token=pad,
+        eos_token=eos,
+        bos_token="<s>",
+        chat_template=template.replace("IMAGE", ""),
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def llava(template: str = LLAVA, **options: Any) -> LlavaProcessor:
     """LLaVA-1.5's processor for pictures of 28 x 28 in patches of 14: four image tokens each."""
     image = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     return LlavaProcessor(
-        image_processor=image, tokenizer=tokenizer(template, **options), patch_size=14, vision_feature_select_strategy="full",
-        chat_template=template.replace("IMAGE", "<image>"), image_token="<image>",
-    )  # fmt: skip
+        image_processor=image,
+        tokenizer=tokenizer(template, **options),
+        patch_size=14,
+        vision_feature_select_strategy="full",
+        chat_template=template.replace("IMAGE", "<image>"),
+        image_token="<image>",
+    )
 
 
 class PicturesOnlyQwen(Qwen2_5_VLProcessor):

@@ -312,6 +312,9 @@ def test_a_record_longer_than_the_models_reach_is_refused_not_cut(words_model: M
     asked = records(record("long", "a cat " * 200, "dog"))
     with pytest.raises(DataError, match=r'record "long": it has \d+ tokens and may write 8; the model reaches 256'):
         evaluate(words_model, suite(Task(name="q", records=asked)))
+    offered = records(record("long", "What?", "dog", choices=["dog", "a cat " * 200]))
+    with pytest.raises(DataError, match=r'record "long": it has \d+ tokens and may write 0; the model reaches 256'):
+        evaluate(words_model, suite(Task(name="q", records=offered, kind="choice")))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import records_fixtures as made
 import torch
 from transformers import LlavaNextProcessor, LlavaOnevisionProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+import records_fixtures as made
 from selectune.errors import DataError, ModelError
 from selectune.records import Encoder, Message, Picture, Record, collate
 
@@ -19,8 +19,8 @@ def picture(size: tuple[int, int] = (8, 6), color: tuple[int, int, int] = (255, 
 
 
 def ask(question: str, answer: str | None, *pictures: Picture, name: str = "r") -> Record:
-    messages = [Message(role="user", parts=(*pictures, question))]
-    return Record(id=name, messages=tuple([*messages, *([Message(role="assistant", parts=(answer,))] if answer is not None else [])]))
+    asked = Message(role="user", parts=(*pictures, question))
+    return Record(id=name, messages=(asked,) if answer is None else (asked, Message(role="assistant", parts=(answer,))))
 
 
 def llava_next() -> LlavaNextProcessor:
@@ -28,9 +28,13 @@ def llava_next() -> LlavaNextProcessor:
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]]
     )
     return LlavaNextProcessor(
-        image_processor=image, tokenizer=made.tokenizer(made.CHATML), patch_size=14, vision_feature_select_strategy="full",
-        chat_template=made.CHATML.replace("IMAGE", "<image>"), image_token="<image>",
-    )  # fmt: skip
+        image_processor=image,
+        tokenizer=made.tokenizer(made.CHATML),
+        patch_size=14,
+        vision_feature_select_strategy="full",
+        chat_template=made.CHATML.replace("IMAGE", "<image>"),
+        image_token="<image>",
+    )
 
 
 PROCESSORS = {"llava": made.llava, "chatml": lambda: made.llava(made.CHATML), "llava-next": llava_next, "qwen": made.qwen}
@@ -158,22 +162,24 @@ def test_the_shown_sample_marks_the_labelled_part_and_counts_image_tokens() -> N
     assert shown.supervised < shown.tokens
 
 
+REWRITES = made.CHATML.replace(
+    "{% if m['content'] is string %}{{ m['content'] }}",
+    "{% if m['role'] == 'assistant' and not loop.last %}gone{% elif m['content'] is string %}{{ m['content'] }}",
+)
 UNTRUE = {
-    "rewrites the past": (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}{% else %}gone{% endif %}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        "does not begin with its words",
-    ),
+    "rewrites the past": (REWRITES, "does not begin with its words"),
     "no generation prompt": (made.CHATML.split("{% if add_generation_prompt")[0], "does not begin with its words"),
     "counts turns first": (
         "{{ messages | length }}\n" + made.CHATML,
         "before assistant turn 1 is no prefix of the whole conversation",
     ),
     "thinks first": (
-        made.CHATML.replace("<|im_start|>{{ m['role'] }}\n", "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think>{% endif %}"),
-        "the chat template writes \"<think>",
+        made.CHATML.replace(
+            "<|im_start|>{{ m['role'] }}\n", "<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think>{% endif %}"
+        ),
+        'the chat template writes "<think>',
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNTRUE)
@@ -193,7 +199,8 @@ def test_a_template_whose_prefix_cannot_be_trusted_is_refused(name: str) -> None
 
 def test_a_template_that_would_not_do_is_good_with_generation_marks() -> None:
     template = (
-        "{{ messages | length }}\n{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}</s>"
+        "{{ messages | length }}\n{% for m in messages %}{{ m['role'] }}: "
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}</s>"
         "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
     )
     encoder = Encoder(made.tokenizer(template))

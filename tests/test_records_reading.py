@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.metadata
 import json
 import warnings
 from pathlib import Path
@@ -14,11 +13,11 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-import records_fixtures as made
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import records_fixtures as made
 from selectune.errors import DataError
 from selectune.recipe import Data
 from selectune.records import Message, Picture, Record, Records, read_records, read_rows
@@ -54,7 +53,10 @@ ASKED = [("user", ["[red]", "What is this?"]), ("assistant", ["red"])]
 FORMS: dict[str, tuple[dict[str, Any], str, list[tuple[str, list[str]]]]] = {
     "llava": ({"id": 7, "image": "red.png", "conversations": TURNS}, 'llava: has "conversations" and "image"', ASKED),
     "llava, several": (
-        {"image": ["red.png", "photos/blue.png"], "conversations": [{"from": "human", "value": "<image>\n<image>\nSame?"}, {"from": "gpt", "value": "no"}]},
+        {
+            "image": ["red.png", "photos/blue.png"],
+            "conversations": [{"from": "human", "value": "<image>\n<image>\nSame?"}, {"from": "gpt", "value": "no"}],
+        },
         'llava: has "conversations" and "image"',
         [("user", ["[red]", "[blue]", "Same?"]), ("assistant", ["no"])],
     ),
@@ -74,38 +76,80 @@ FORMS: dict[str, tuple[dict[str, Any], str, list[tuple[str, list[str]]]]] = {
         [("user", ["Hello"]), ("assistant", ["Hi"])],
     ),
     "openai": (
-        {"messages": [
-            {"role": "user", "content": [
-                {"type": "image_url", "image_url": {"url": "red.png"}}, {"type": "text", "text": "and"},
-                {"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": "?"},
-            ]},
-            {"role": "assistant", "content": "colours"},
-        ]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "red.png"}},
+                        {"type": "text", "text": "and"},
+                        {"type": "image_url", "image_url": {"url": URL}},
+                        {"type": "text", "text": "?"},
+                    ],
+                },
+                {"role": "assistant", "content": "colours"},
+            ]
+        },
         'openai: has "messages" of role and content and no column of pictures',
         [("user", ["[red]", "and", "[blue]", "?"]), ("assistant", ["colours"])],
     ),
     "messages": (
-        {"messages": [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What is this?"}]}, CHAT[1]], "images": ["red.png"]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What is this?"}]},
+                CHAT[1],
+            ],
+            "images": ["red.png"],
+        },
         'messages: has "messages" of role and content and "images"',
         ASKED,
     ),
     "messages, no place": ({"messages": CHAT, "image": "red.png"}, 'messages: has "messages" of role and content and "image"', ASKED),
-    "prompt-completion": ({"prompt": "What is this?", "completion": "red"}, 'prompt-completion: has "prompt" and "completion"', [ASKED[0][0:1] + (["What is this?"],), ASKED[1]]),
+    "prompt-completion": (
+        {"prompt": "What is this?", "completion": "red"},
+        'prompt-completion: has "prompt" and "completion"',
+        [("user", ["What is this?"]), ASKED[1]],
+    ),
     "prompt-completion of messages": (
-        {"prompt": CHAT[:1], "completion": CHAT[1:], "images": ["red.png"]}, 'prompt-completion: has "prompt" and "completion" and "images"', ASKED
+        {"prompt": CHAT[:1], "completion": CHAT[1:], "images": ["red.png"]},
+        'prompt-completion: has "prompt" and "completion" and "images"',
+        ASKED,
     ),
     "question-answer": (
-        {"id": "a", "question": "What is this?", "answer": "red", "image": "red.png", "choices": ["red", "blue"], "cluster": "c1", "kind": "colour"},
-        'question-answer: has "question" and "answer" and "image"', ASKED,
+        {
+            "id": "a",
+            "question": "What is this?",
+            "answer": "red",
+            "image": "red.png",
+            "choices": ["red", "blue"],
+            "cluster": "c1",
+            "kind": "colour",
+        },
+        'question-answer: has "question" and "answer" and "image"',
+        ASKED,
     ),
     "question and answers": (
-        {"question": "How many?", "answers": ["3", "4", "4"]}, 'question-answer: has "question" and "answers"', [("user", ["How many?"]), ("assistant", ["4"])]
+        {"question": "How many?", "answers": ["3", "4", "4"]},
+        'question-answer: has "question" and "answers"',
+        [("user", ["How many?"]), ("assistant", ["4"])],
     ),
-    "question alone": ({"question": "Describe it.", "image": "red.png"}, 'question-answer: has "question" and no answers and "image"', [("user", ["[red]", "Describe it."])]),
-    "number as answer": ({"question": "2 + 2?", "answer": 4}, 'question-answer: has "question" and "answer"', [("user", ["2 + 2?"]), ("assistant", ["4"])]),
+    "question alone": (
+        {"question": "Describe it.", "image": "red.png"},
+        'question-answer: has "question" and no answers and "image"',
+        [("user", ["[red]", "Describe it."])],
+    ),
+    "number as answer": (
+        {"question": "2 + 2?", "answer": 4},
+        'question-answer: has "question" and "answer"',
+        [("user", ["2 + 2?"]), ("assistant", ["4"])],
+    ),
     "text": ({"text": "Plain words."}, 'text: has "text" and no question', [("assistant", ["Plain words."])]),
-    "empty question": ({"question": "", "answer": "Plain words."}, 'question-answer: has "question" and "answer"', [("assistant", ["Plain words."])]),
-}  # fmt: skip
+    "empty question": (
+        {"question": "", "answer": "Plain words."},
+        'question-answer: has "question" and "answer"',
+        [("assistant", ["Plain words."])],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -122,8 +166,14 @@ def test_meta_keeps_what_the_model_is_not_shown(folder: Path) -> None:
     row = {**FORMS["question-answer"][0], "level": 3, "share": 0.5, "ok": True, "tags": ["x", "y"], "none": None, "nested": {"a": 1}}
     records = read_records(Data(source=written(folder, [row])))
     assert dict(records[0].meta) == {
-        "choices": ("red", "blue"), "cluster": "c1", "kind": "colour", "level": 3, "share": 0.5, "ok": True, "tags": ("x", "y"),
-    }  # fmt: skip
+        "choices": ("red", "blue"),
+        "cluster": "c1",
+        "kind": "colour",
+        "level": 3,
+        "share": 0.5,
+        "ok": True,
+        "tags": ("x", "y"),
+    }
     assert records.unread == ("nested",)
     assert read_rows([{"question": "q", "answer": "a", "big": 2**60}], Data(source="memory"))[0].meta == {"big": str(2**60)}
     assert (records[0].answer, records[0].prompt, len(records[0].pictures)) == ("red", records[0].messages[:1], 1)
@@ -143,7 +193,7 @@ def test_a_prompt_asks_for_records_that_have_no_question(folder: Path) -> None:
     source = written(folder, [{"image": "red.png", "label": "red"}])
     records = read_records(Data(source=source, prompt="Which colour?"))
     assert shape(records[0]) == [("user", ["[red]", "Which colour?"]), ("assistant", ["red"])]
-    with pytest.raises(DataError, match="the columns image, label are of no known form"):
+    with pytest.raises(DataError, match=r"the columns image, label are of no known form"):
         read_records(Data(source=source))
 
 
@@ -179,9 +229,17 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def skill_rows() -> list[dict[str, Any]]:
     return [
-        {"id": f"{split}-{n}", "image": {"bytes": RED, "path": None} if n else None, "question": "What?", "answer": "red", "split": split, "choices": ["red", "blue"]}
-        for split in ("train", "test") for n in range(3)
-    ]  # fmt: skip
+        {
+            "id": f"{split}-{n}",
+            "image": {"bytes": RED, "path": None} if n else None,
+            "question": "What?",
+            "answer": "red",
+            "split": split,
+            "choices": ["red", "blue"],
+        }
+        for split in ("train", "test")
+        for n in range(3)
+    ]
 
 
 def test_a_skill_in_parquet_is_filtered_by_its_split(tmp_path: Path) -> None:
@@ -214,7 +272,6 @@ def test_data_of_a_package_is_found_by_its_entry_point(tmp_path: Path, monkeypat
     assert read_records(Data(source="embedded:ready")) is ready
     with pytest.raises(DataError, match=r'no package offers "embeded" data. Did you mean embedded:digits\?'):
         read_records(Data(source="embeded:digits"))
-    assert importlib.metadata.entry_points is not None
 
 
 def test_rows_in_memory_may_hold_pillow_pictures(tmp_path: Path) -> None:
@@ -239,9 +296,9 @@ def test_folders_that_datasets_saved_are_read(tmp_path: Path) -> None:
         records = read_records(Data(source=str(tmp_path / name), split=split, prompt="Which colour?"))
         assert [record.answer for record in records] == ["red", "blue"][:n]
         assert shape(records[0])[0] == ("user", ["[red]", "Which colour?"])
-    with pytest.raises(DataError, match="both/: holds train, test. Say which to read with `split`"):
+    with pytest.raises(DataError, match=r"both/: holds train, test. Say which to read with `split`"):
         read_records(Data(source=str(tmp_path / "both"), prompt="?"))
-    with pytest.raises(DataError, match='both/: there is no split "dev". It holds train, test'):
+    with pytest.raises(DataError, match=r'both/: there is no split "dev". It holds train, test'):
         read_records(Data(source=str(tmp_path / "both"), split="dev", prompt="?"))
 
 
@@ -254,7 +311,7 @@ def test_a_folder_of_files_is_read_by_split_with_its_shards(folder: Path) -> Non
     written(folder / "data", [{"id": "v", "question": "q", "answer": "a"}], "val.jsonl")
     assert [record.id for record in read_records(Data(source=str(folder), split="train"))] == ["0", "1"]
     assert [record.id for record in read_records(Data(source=str(folder), split="validation"))] == ["v"]
-    with pytest.raises(DataError, match="holds train, val, photos. Say which to read with `split`"):
+    with pytest.raises(DataError, match=r"holds train, val, photos. Say which to read with `split`"):
         read_records(Data(source=str(folder)))
     with pytest.raises(DataError, match=r'there is no split "test". It holds train, val'):
         read_records(Data(source=str(folder), split="test"))
@@ -267,7 +324,7 @@ def test_folders_of_pictures_are_read_by_class_and_by_metadata(tmp_path: Path) -
             (tmp_path / "c" / split / name / "1.png").write_bytes(data)
     records = read_records(Data(source=str(tmp_path / "c"), split="test", prompt="Which colour?"))
     assert [(record.id, record.answer) for record in records] == [("blue/1.png", "blue"), ("red/1.png", "red")]
-    with pytest.raises(DataError, match="holds test, train. Say which to read with `split`"):
+    with pytest.raises(DataError, match=r"holds test, train. Say which to read with `split`"):
         read_records(Data(source=str(tmp_path / "c"), prompt="Which colour?"))
     (tmp_path / "m" / "sub").mkdir(parents=True)
     (tmp_path / "m" / "sub" / "1.png").write_bytes(RED)
@@ -276,8 +333,14 @@ def test_folders_of_pictures_are_read_by_class_and_by_metadata(tmp_path: Path) -
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "address": ({"question": "q", "answer": "a", "image": "https://example.org/1.png"}, 'picture "https://example.org/1.png" is a web address, and nothing is ever fetched. Download it'),
-    "missing": ({"id": 17, "question": "q", "answer": "a", "image": "photos/1.png"}, r'train.json: record "17": picture "photos/1.png" is missing .*Put the file under'),
+    "address": (
+        {"question": "q", "answer": "a", "image": "https://example.org/1.png"},
+        'picture "https://example.org/1.png" is a web address, and nothing is ever fetched',
+    ),
+    "missing": (
+        {"id": 17, "question": "q", "answer": "a", "image": "photos/1.png"},
+        r'train.json: record "17": picture "photos/1.png" is missing .*Put the file under',
+    ),
     "outside": ({"question": "q", "answer": "a", "image": "../secret.png"}, 'picture "../secret.png" lies outside'),
     "absolute": ({"question": "q", "answer": "a", "image": "/etc/hostname"}, 'picture "/etc/hostname" lies outside'),
     "link": ({"question": "q", "answer": "a", "image": "link.png"}, 'picture "link.png" lies outside'),
@@ -287,17 +350,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "wrong value": ({"question": "q", "answer": "a", "image": 5}, 'picture "1" is a int. Give a path'),
     "bad url": ({"question": "q", "answer": "a", "image": "data:text/html,hi"}, "is no base64 data: URL"),
     "bad base64": ({"question": "q", "answer": "a", "image": "data:image/png;base64,%%%"}, "is no base64"),
-    "too few pictures": ({"image": "red.png", "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]}, "more places for pictures than pictures"),
+    "too few pictures": (
+        {"image": "red.png", "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}]},
+        "more places for pictures than pictures",
+    ),
     "too many pictures": ({"image": ["red.png", "red.png"], "conversations": TURNS}, "1 pictures have no place in the text"),
     "speaker": ({"conversations": [{"from": "observation", "value": "x"}]}, "turn 1: the speaker 'observation' is not known"),
-    "spoken picture": ({"image": "red.png", "conversations": [{"from": "human", "value": "Draw"}, {"from": "gpt", "value": "<image>"}]}, "turn 2: there is a picture in an assistant's turn"),
+    "spoken picture": (
+        {"image": "red.png", "conversations": [{"from": "human", "value": "Draw"}, {"from": "gpt", "value": "<image>"}]},
+        "turn 2: there is a picture in an assistant's turn",
+    ),
     "no turns": ({"conversations": []}, "holds no list of turns"),
     "part": ({"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]}, "a content part of type 'video' is not known"),
     "truth": ({"question": "q", "answer": True}, "answer: there is true where text belongs"),
     "no choice": ({"question": "q", "answer": 1, "choices": ["red", "blue"]}, "the answer 1 is none of the choices"),
     "surrogate": ({"question": "\ud800", "answer": "a"}, "the text is no Unicode"),
     "nothing": ({"question": " ", "answer": None}, "neither text nor a picture"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -339,7 +408,7 @@ def test_json_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("selectune.records.files.MAX_JSON", 100)
     monkeypatch.setattr("selectune.records.files.MAX_LINE", 50)
     source = written(tmp_path, [{"question": "q" * 100, "answer": "a"}])
-    with pytest.raises(DataError, match="over the limit of 100. Write it as JSON lines or Parquet"):
+    with pytest.raises(DataError, match=r"over the limit of 100. Write it as JSON lines or Parquet"):
         read_records(Data(source=source))
     source = written(tmp_path, [{"question": "q", "answer": "a"}, {"question": "q" * 100, "answer": "a"}], "train.jsonl")
     with pytest.raises(DataError, match=r"train.jsonl: line 2: is over the limit of 50 bytes"):
@@ -396,10 +465,10 @@ def test_ids_are_given_or_made_from_the_content(folder: Path) -> None:
     backwards = read_records(Data(source=written(folder, [rows[1], rows[0]])))
     assert [record.id for record in backwards] == [records[1].id, records[0].id]
     huge = written(folder, [{**rows[0], "id": 2**60}])
-    with pytest.raises(DataError, match="row 1: the id .* is no whole number that JSON can hold. Write ids as text"):
+    with pytest.raises(DataError, match=r"row 1: the id .* is no whole number that JSON can hold. Write ids as text"):
         read_records(Data(source=huge))
     named = written(folder, [{**rows[0], "id": "a"}, {**rows[1], "id": "a"}])
-    with pytest.raises(DataError, match='two records have the id "a". Make the ids unique, map another column'):
+    with pytest.raises(DataError, match=r'two records have the id "a". Make the ids unique, map another column'):
         read_records(Data(source=named))
     assert read_records(Data(source=named, columns={"id": "-"}))[0].id == records[0].id
 

@@ -96,7 +96,7 @@ def test_one_edited_event_is_found_and_named(registry: Registry, seq: int, colum
     assert any(problem.kind == "event" and problem.subject == str(seq) for problem in report.problems)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(body=st.text(max_size=8) | st.sampled_from([*_BODIES]), seq=st.integers(1, 5))
 def test_whatever_is_written_into_an_event_verify_finds_it_and_does_not_fall_over(registry: Registry, body: str, seq: int) -> None:
     kept: list[tuple[str]] = []

@@ -40,9 +40,16 @@ def place(structure: Structure, parameter: str) -> Place:
     if structure.head is not None and within(path, structure.head):
         return Place(name="head", tower=structure.tower_of(structure.head))
     tower = structure.tower_of(path)
+    if tower is not None and tower.path == "" and _beyond(structure, path):
+        return Place(name=f"head.{path}", tower=tower)
     if tower is None or (tower.path == "" and outside(path) is not None):
         return Place(name=outside(path) or f"other.{path}", tower=None)
     return Place(name=_in_tower(structure, tower, path), tower=tower)
+
+
+def _beyond(structure: Structure, path: str) -> bool:
+    """Whether `path` lies outside the base model and so belongs to what is built on it, such as BERT's transform before the output layer."""
+    return structure.body is not None and not within(path, structure.body) and outside(path) is None
 
 
 def _in_tower(structure: Structure, tower: Tower, path: str) -> str:

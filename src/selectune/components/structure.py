@@ -38,11 +38,12 @@ class Tower:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """The towers, innermost first, and the paths of the word embedding and of the head."""
+    """The towers, innermost first, and the paths of the word embedding, of the head, and of the body below the head."""
 
     towers: tuple[Tower, ...]
     embed: str | None
     head: str | None
+    body: str | None
     modules: dict[str, nn.Module]
 
     def tower_of(self, path: str) -> Tower | None:
@@ -77,15 +78,31 @@ def read_structure(net: nn.Module) -> Structure:
     by_identity = {id(module): path for path, module in reversed(modules.items())}
     embed = _path_of(net, "get_input_embeddings", by_identity)
     head = _path_of(net, "get_output_embeddings", by_identity)
-    found = list(_towers(net, modules, embed))
-    if not any(name == "language" for name, _ in found):
-        found.append(("language", ""))
+    found = _whole_language(net, list(_towers(net, modules, embed)), by_identity)
+    for path in [path for name, path in found if name == "language" and path]:
+        embed = embed or _path_of(modules[path], "get_input_embeddings", by_identity)
+        head = head or _path_of(modules[path], "get_output_embeddings", by_identity)
     inner = {path for _, path in found}
     towers = [
         Tower(name=name, path=path, config=_config(net, modules, path), lists=_lists(name, path, modules, inner - {path}, head))
         for name, path in found
     ]
-    return Structure(towers=tuple(sorted(towers, key=lambda tower: -len(tower.path))), embed=embed, head=head, modules=modules)
+    return Structure(towers=tuple(sorted(towers, key=lambda tower: -len(tower.path))), embed=embed, head=head, body=_body(net, by_identity), modules=modules)
+
+
+def _whole_language(net: nn.Module, found: list[tuple[str, str]], by_identity: dict[int, str]) -> list[tuple[str, str]]:
+    """The towers, with the whole model as the language tower where that is what it is: no tower of another kind, or a decoder outside it."""
+    from transformers import PreTrainedModel
+
+    language = [path for name, path in found if name == "language"]
+    others = [row for row in found if row[0].split("_", maxsplit=1)[0] != "language"]
+    if not language or not others:
+        return [*others, ("language", "")]
+    if isinstance(net, PreTrainedModel) and getattr(net.config, "is_encoder_decoder", False):
+        decoder = _path_of(net, "get_decoder", by_identity)
+        if decoder is not None and not any(within(decoder, path) or within(path, decoder) for path in language):
+            return [*others, ("language", "")]
+    return found
 
 
 def _path_of(net: nn.Module, question: str, by_identity: dict[int, str]) -> str | None:
@@ -98,6 +115,15 @@ def _path_of(net: nn.Module, question: str, by_identity: dict[int, str]) -> str 
     except NotImplementedError:
         return None
     return by_identity.get(id(answer)) if answer is not None else None
+
+
+def _body(net: nn.Module, by_identity: dict[int, str]) -> str | None:
+    """The path of the model without its heads, which transformers calls the base model; None where that is the whole."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(net, PreTrainedModel) or net.base_model is net:
+        return None
+    return by_identity.get(id(net.base_model))
 
 
 def _config(net: nn.Module, modules: dict[str, nn.Module], path: str) -> Any:
@@ -130,7 +156,7 @@ def _towers(net: nn.Module, modules: dict[str, nn.Module], embed: str | None) ->
     for path, module in modules.items():
         if not path or not isinstance(module, PreTrainedModel) or any(within(path, other) for other in taken.values()):
             continue
-        if type(module.config) is type(net.config):
+        if type(module.config) is type(net.config) or _kinds(module.config):
             continue
         leaf = path.rsplit(".", maxsplit=1)[-1]
         if leaf in families().outside:

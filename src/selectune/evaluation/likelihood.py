@@ -75,10 +75,13 @@ def choice_likelihoods(asker: Asker, records: Sequence[Record], *, batch: int, d
 
 
 def _offered(asker: Asker, record: Record) -> list[Encoded]:
-    return [
-        asker.encoder.encode(replace(record, messages=(*record.prompt, Message(role="assistant", parts=(choice,)))))
-        for choice in choices_of(record)
-    ]
+    """The record as it would be encoded with each of its choices for an answer."""
+    rows = []
+    for choice in choices_of(record):
+        answered = replace(record, messages=(*record.prompt, Message(role="assistant", parts=(choice,))))
+        rows.append(asker.encoder.encode(answered))
+        asker.check_fits(rows[-1], 0, where=f'choice "{choice}"')
+    return rows
 
 
 def _shared(rows: Sequence[Encoded]) -> int:

@@ -49,11 +49,11 @@ def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateI
         meta={MODEL: prepared.model.name, "optim": phase.optim if phase else {}, "steps": len(phase.steps) if phase else 0},
     )
     identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode()})
-    return describe(registry.show(identity), elements=made.delta.moved, size=made.file.stat().st_size)
+    return describe(registry.show(identity), elements=made.delta.moved(), size=made.file.stat().st_size)
 
 
 def describe(update: Update, *, elements: int = 0, size: int = 0) -> UpdateInfo:
-    """An update for the report: `elements` is how many its delta covers, `size` the bytes of its file."""
+    """An update for the report: `elements` is how many its delta changed, `size` the bytes of its file."""
     return UpdateInfo(
         id=update.id,
         parent=update.parent,

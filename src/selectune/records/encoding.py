@@ -150,8 +150,8 @@ class Encoder:
     def pixels(self, *groups: Sequence[Picture]) -> dict[str, torch.Tensor]:
         """The pixel inputs of one or more records, each group the pictures of one of them; empty where there are no pictures.
 
-        Names and shapes are the processor's own: for LLaVA-1.5 `pixel_values` of (pictures, 3, height, width), float32. Decodes the pictures
-        and raises DataError as `Picture.open` does.
+        Names and shapes are the processor's own: for LLaVA-1.5 `pixel_values` of (pictures, 3, height, width), float32. Decodes
+        the pictures and raises DataError as `Picture.open` does.
         """
         images = [[picture.open() for picture in group] for group in groups if group]
         if not images:

@@ -99,8 +99,8 @@ class Picture:
     def open(self) -> Image.Image:
         """The decoded picture, in RGB, turned as its EXIF says (as transformers' `load_image` does).
 
-        Raises DataError for an unknown format, damaged or missing bytes, more than one frame, or a size over the caps, which is read from the
-        header first.
+        Raises DataError for an unknown format, damaged or missing bytes, more than one frame, or a size over the caps, which is read from
+        the header first.
         """
         with self._header() as image, _strictly():
             try:

@@ -38,12 +38,12 @@ class _UnreadError(Exception):
 def read_records(data: Data, *, where: str = "data") -> Records:
     """Every record that `data` names, in the source's order.
 
-    The form is detected, with the reason in `Records.reason`; `data.form` and `data.columns` override it. `data.limit` draws so many records
-    by their ids (`Records.take`). Every picture's header is checked; pixels are decoded when they are needed, or all at once by
-    `Records.check_pictures`.
+    The form is detected, with the reason in `Records.reason`; `data.form` and `data.columns` override it. `data.limit` draws so many
+    records by their ids (`Records.take`). Every picture's header is checked; pixels are decoded when they are needed, or all at once
+    by `Records.check_pictures`.
 
-    Raises DataError, with `where`, the source, the record's id and what to do, for a source or split that is not there or is empty, a row of
-    another form, a picture that is missing, outside its folder, at a web address or of no known format, and an id that comes twice.
+    Raises DataError, with `where`, the source, the record's id and what to do, for a source or split that is not there or is empty, a row
+    of another form, a picture that is missing, outside its folder, at a web address or of no known format, and an id that comes twice.
     """
     offered = _OFFERED.fullmatch(data.source)
     if _ADDRESS.match(data.source):

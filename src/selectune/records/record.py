@@ -38,8 +38,8 @@ class Message:
 class Record:
     """One example.
 
-    `meta` holds what is not shown to the model: `choices` and `answers` (tuples of strings), `cluster`, `kind`, and every other plain column
-    of the source.
+    `meta` holds what is not shown to the model: `choices` and `answers` (tuples of strings), `cluster`, `kind`, and every other plain
+    column of the source.
     """
 
     id: str

@@ -1,7 +1,8 @@
 """A model's chat template: what it renders, and where in the text the assistant's words stand.
 
-The words are found, never guessed. Where the template marks them with ``{% generation %}``, its marks are taken. Otherwise the text rendered
-up to a turn, with the generation prompt, must be a prefix of the whole, and the words must follow it; a template for which that fails is refused.
+The words are found, never guessed. Where the template marks them with ``{% generation %}``, its marks are taken. Otherwise the text
+rendered up to a turn, with the generation prompt, must be a prefix of the whole, and the words must follow it; a template for which that
+fails is refused.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class ChatTemplate:
     def turns(self, messages: Sequence[Message], *, strip: bool = False) -> tuple[str, tuple[Turn, ...]]:
         """The whole conversation as text, and its assistant turns in order.
 
-        `strip` counts white space at the end of a generation prompt to the turn. Raises DataError where the words cannot be found for certain.
+        `strip` counts white space at the end of a generation prompt to the turn.
+
+        Raises DataError where the words cannot be found for certain.
         """
         plain = [self._plain(message, self.lists) for message in messages]
         text, marks = self._render(plain, ask=False, marks=self.marked)
