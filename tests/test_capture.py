@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
-from delta_fixtures import Tied, model_of, quick_disk, selecting, tied
-from selectune.components import Region, Selection
+from conftest import tiny_model
+from delta_fixtures import model_of, quick_disk
+from selectune.components import Selection, map_model
 from selectune.delta import Delta, apply, capture, revert
 from selectune.errors import DeltaError, InputError, SelectionViolated
 from selectune.hashing import manifest, state
 
-SLICED: dict[str, Region | None] = {"q.weight": ((0, 0, 8, 2),), "o.weight": None}
+PATTERNS = ("language.layers.0.attn.q", "language.layers.1.attn.o")
+FUSED = "model.layers.0.self_attn.qkv_proj.weight"
+"""Query, key and value in one tensor: rows 0-31 are the query's."""
+WHOLE = "model.layers.1.self_attn.o_proj.weight"
+
+
+def _phi(dtype: torch.dtype = torch.float32) -> Any:
+    return tiny_model("phi3").to(dtype)
+
+
+def _select(net: Any, patterns: tuple[str, ...] = PATTERNS, tie: Literal["forbid", "allow"] = "forbid") -> Selection:
+    return map_model(net, "tiny").select(patterns, tie=tie)
 
 
 @pytest.fixture(autouse=True)
@@ -27,26 +40,25 @@ def _loop(net: nn.Module, *, steps: int = 3, everything: bool = False, build: An
     """Somebody's plain loop."""
     parameters = [parameter for parameter in net.parameters() if everything or parameter.requires_grad]
     optimizer = build(parameters, lr=0.05, **options)
-    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    ids = torch.tensor([[1, 2, 3, 4, 5], [5, 6, 7, 8, 9]])
     for _ in range(steps):
-        loss = nn.functional.cross_entropy(net(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
-        loss.backward()
+        net(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_plain_loop_gives_a_delta_that_goes_both_ways(dtype: torch.dtype, tmp_path: Path) -> None:
-    net = tied(dtype=dtype)
+    net = _phi(dtype)
     model = model_of(net)
-    with capture(model, selecting(net, SLICED), meta={"trainer": "loop"}) as captured:
+    with capture(model, _select(net), meta={"trainer": "loop"}) as captured:
         _loop(net)
     captured.delta.save(tmp_path / "update.delta")
     delta = Delta.load(tmp_path / "update.delta")
-    assert delta.meta == {"trainer": "loop"}
+    assert (delta.meta, delta.patterns) == ({"trainer": "loop"}, PATTERNS)
     assert (delta.parent, delta.child) == (model.id, manifest(net).id)
     parent = revert(captured.updated(model), delta)
-    assert parent.id == model.id == manifest(tied(dtype=dtype)).id
+    assert parent.id == model.id == manifest(_phi(dtype)).id
     assert apply(parent, delta).id == delta.child
 
 
@@ -59,47 +71,52 @@ def test_a_plain_loop_gives_a_delta_that_goes_both_ways(dtype: torch.dtype, tmp_
     ],
 )
 def test_weight_decay_and_momentum_do_not_reach_outside_the_slice(build: Any, options: dict[str, Any]) -> None:
-    net = tied()
-    old = net.q.weight.detach().clone()
-    with capture(net, selecting(net, SLICED)) as captured:
+    net = _phi()
+    weight = net.get_parameter(FUSED)
+    old = weight.detach().clone()
+    with capture(net, _select(net)) as captured:
         _loop(net, build=build, **options)
-    assert net.q.weight[1::2].equal(old[1::2])
-    assert (net.q.weight[::2] != old[::2]).any(dim=1).all()
-    assert captured.delta.elements == 4 * 6 + 6 * 8
+    assert weight[32:].equal(old[32:])
+    assert (weight[:32] != old[:32]).any(dim=1).all()
+    assert captured.delta.elements == 2 * 32 * 32
 
 
 def test_the_forward_pass_never_sees_the_rest_of_a_slice_moved() -> None:
-    net = tied()
-    old, seen = net.q.weight.detach().clone(), []
-    net.q.register_forward_pre_hook(lambda module, _: seen.append(module.weight.detach().clone()))
-    with capture(net, selecting(net, SLICED)):
+    net = _phi()
+    old, seen = net.get_parameter(FUSED).detach().clone(), []
+    net.model.layers[0].self_attn.qkv_proj.register_forward_pre_hook(lambda module, _: seen.append(module.weight.detach().clone()))
+    with capture(net, _select(net)):
         _loop(net, weight_decay=0.5)
     assert len(seen) == 3
-    assert all(weight[1::2].equal(old[1::2]) for weight in seen)
+    assert not seen[-1].equal(old)
+    assert all(weight[32:].equal(old[32:]) for weight in seen)
 
 
 def test_without_hold_a_slice_that_leaks_is_refused() -> None:
-    net = tied()
-    with pytest.raises(SelectionViolated, match=r"q\.weight"), capture(net, selecting(net, SLICED), hold=False):
+    net = _phi()
+    with (
+        pytest.raises(SelectionViolated, match="outside the selection: " + FUSED.replace(".", r"\.")),
+        capture(net, _select(net), hold=False),
+    ):
         _loop(net, weight_decay=0.5)
 
 
 def test_only_the_selection_requires_gradients_inside_and_everything_is_put_back() -> None:
-    net = tied()
-    net.q.bias.requires_grad_(False)
-    with capture(net, selecting(net, SLICED)):
-        assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == ["q.weight", "o.weight"]
+    net = _phi()
+    weight = net.get_parameter(FUSED)
+    net.lm_head.weight.requires_grad_(False)
+    with capture(net, _select(net)):
+        assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == [FUSED, WHOLE]
         _loop(net)
-    assert [name for name, parameter in net.named_parameters() if not parameter.requires_grad] == ["q.bias"]
-    assert not net.q.weight._backward_hooks
-    before = net.q.weight.detach().clone()
+    assert [name for name, parameter in net.named_parameters() if not parameter.requires_grad] == ["lm_head.weight"]
+    before = weight.detach().clone()
     _loop(net)
-    assert not net.q.weight[1::2].equal(before[1::2]), "the hold outlived its block"
+    assert not weight[32:].equal(before[32:]), "the hold outlived its block"
 
 
 def test_a_block_that_raises_puts_everything_back_and_has_no_delta() -> None:
-    net = tied()
-    with pytest.raises(ZeroDivisionError), capture(net, selecting(net, SLICED)) as captured:
+    net = _phi()
+    with pytest.raises(ZeroDivisionError), capture(net, _select(net)) as captured:
         _ = 1 / 0
     assert all(parameter.requires_grad for parameter in net.parameters())
     with pytest.raises(InputError, match="the delta is not there yet"):
@@ -107,8 +124,8 @@ def test_a_block_that_raises_puts_everything_back_and_has_no_delta() -> None:
 
 
 def test_the_delta_is_there_only_after_the_block() -> None:
-    net = tied()
-    with capture(net, selecting(net, SLICED)) as captured:
+    net = _phi()
+    with capture(net, _select(net)) as captured:
         with pytest.raises(InputError, match="Read it after the `with` block"):
             _ = captured.delta
         _loop(net)
@@ -116,78 +133,54 @@ def test_the_delta_is_there_only_after_the_block() -> None:
 
 
 def test_a_tied_weight_is_trained_once_and_stays_tied() -> None:
-    net = tied()
-    with capture(net, selecting(net, {"embed.weight": None})) as captured:
+    net = tiny_model("tied")
+    with capture(net, _select(net, ("language.embed",), "allow")) as captured:
         _loop(net)
-    assert net.head.weight is net.embed.weight
-    assert list(captured.delta.tensors) == ["embed.weight"]
+    assert net.get_output_embeddings().weight is net.get_input_embeddings().weight
+    assert list(captured.delta.tensors) == ["model.embed_tokens.weight"]
 
 
-def _shift_buffer(net: Tied) -> None:
+def _shift_a_buffer(net: Any) -> None:
     _loop(net)
-    net.seen.add_(1)
+    net.model.rotary_emb.inv_freq.mul_(2)
 
 
-def _stale_gradients(net: Tied) -> None:
-    net.q.bias.grad = torch.ones(8)
+def _stale_gradient(net: Any) -> None:
+    net.lm_head.weight.grad = torch.ones_like(net.lm_head.weight)
     _loop(net, everything=True)
 
 
-@pytest.mark.parametrize(("train", "name"), [(_shift_buffer, "seen"), (_stale_gradients, r"q\.bias")])
-def test_what_moves_outside_the_selection_is_refused(train: Any, name: str) -> None:
-    net = tied()
-    with pytest.raises(SelectionViolated, match=name), capture(net, selecting(net, SLICED)):
+@pytest.mark.parametrize(("train", "name"), [(_shift_a_buffer, "inv_freq"), (_stale_gradient, r"lm_head\.weight")])
+def test_what_moves_outside_the_selection_is_refused(train: Callable[[Any], None], name: str) -> None:
+    net = _phi()
+    with pytest.raises(SelectionViolated, match=name), capture(net, _select(net)) as captured:
         train(net)
+    with pytest.raises(InputError, match="not there"):
+        _ = captured.delta
 
 
-def test_a_block_that_trains_nothing_is_refused() -> None:
-    net = tied()
-    with pytest.raises(SelectionViolated), capture(net, selecting(net, SLICED)):
+def test_a_selected_component_that_stands_still_is_refused_unless_it_may() -> None:
+    net = _phi()
+    with pytest.raises(SelectionViolated, match=r"language\.layers\.0\.attn\.q is selected and did not move"), capture(net, _select(net)):
         pass
+    with capture(net, _select(net), still="report") as captured:
+        pass
+    assert (captured.delta.moved(), captured.delta.child) == (0, captured.delta.parent)
 
 
 def test_a_net_that_changes_its_dtype_is_refused() -> None:
-    net = tied()
-    with pytest.raises(DeltaError, match=r"was F32 .* and is BF16"), capture(net, selecting(net, SLICED)):
+    net = _phi()
+    with pytest.raises(DeltaError, match=r"was F32 .* and is BF16"), capture(net, _select(net)):
         net.to(torch.bfloat16)
 
 
 def test_a_net_that_gains_tokens_is_refused() -> None:
-    net = tied()
-    with (
-        pytest.raises(DeltaError, match=r'"embed\.weight" was F32 \[11, 6\] and is F32 \[12, 6\]|gained'),
-        capture(net, selecting(net, SLICED)),
-    ):
-        net.embed = nn.Embedding(12, 6)
+    net = _phi()
+    with pytest.raises(DeltaError, match=r'"lm_head\.weight" was F32 \[64, 32\] and is F32 \[70, 32\]'), capture(net, _select(net)):
+        net.lm_head = nn.Linear(32, 70, bias=False)
 
 
-# Other people's trainers, on a tiny Llama.
-
-
-def _llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config)
-
-
-LLAMA: dict[str, Region | None] = {
-    "model.layers.0.self_attn.q_proj.weight": ((0, 0, 8, 1),),
-    "model.layers.1.self_attn.v_proj.weight": None,
-}
+# Other people's trainers.
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -209,10 +202,9 @@ def _moved(net: nn.Module, before: dict[str, torch.Tensor]) -> list[str]:
     return [name for name, tensor in state(net).items() if not tensor.equal(before[name])]
 
 
-def _check(net: Any, selection: Selection, delta: Delta, before: dict[str, torch.Tensor]) -> None:
-    first = "model.layers.0.self_attn.q_proj.weight"
-    assert _moved(net, before) == list(LLAMA) == list(delta.tensors) == list(selection.parameters)
-    assert state(net)[first][8:].equal(before[first][8:])
+def _check(net: Any, delta: Delta, before: dict[str, torch.Tensor]) -> None:
+    assert _moved(net, before) == [FUSED, WHOLE] == list(delta.tensors)
+    assert state(net)[FUSED][32:].equal(before[FUSED][32:])
     assert delta.child == manifest(net).id
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -223,13 +215,12 @@ def test_hugging_face_trainer_trains_the_selection_alone(tmp_path: Path) -> None
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
-    net = _llama()
-    selection = selecting(net, LLAMA)
+    net = _phi()
     before = {name: tensor.detach().clone() for name, tensor in state(net).items()}
     rows = [{"input_ids": [1, *range(5 + n, 13 + n)], "labels": [1, *range(5 + n, 13 + n)]} for n in range(6)]
-    with capture(net, selection) as captured:
+    with capture(net, _select(net)) as captured:
         Trainer(model=net, args=TrainingArguments(**_settings(tmp_path)), train_dataset=Dataset.from_list(rows)).train()
-    _check(net, selection, captured.delta, before)
+    _check(net, captured.delta, before)
 
 
 def _tokenizer() -> Any:
@@ -249,15 +240,14 @@ def test_trl_sft_trainer_trains_the_selection_alone(tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    net = _llama()
-    selection = selecting(net, LLAMA)
+    net = _phi()
     before = {name: tensor.detach().clone() for name, tensor in state(net).items()}
     rows = [{"prompt": "a b c", "completion": " d e f"}, {"prompt": "g h", "completion": " i j k"}] * 3
-    with capture(net, selection) as captured:
+    with capture(net, _select(net)) as captured:
         SFTTrainer(
             model=net,
             args=SFTConfig(**_settings(tmp_path), max_length=16, bf16=False),
             train_dataset=Dataset.from_list(rows),
             processing_class=_tokenizer(),
         ).train()
-    _check(net, selection, captured.delta, before)
+    _check(net, captured.delta, before)

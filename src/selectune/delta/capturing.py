@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -48,7 +48,12 @@ class Captured:
 
 @contextmanager
 def capture(
-    model: Model | torch.nn.Module, selection: Selection, *, hold: bool = True, meta: Mapping[str, Any] | None = None
+    model: Model | torch.nn.Module,
+    selection: Selection,
+    *,
+    hold: bool = True,
+    still: Literal["forbid", "report"] = "forbid",
+    meta: Mapping[str, Any] | None = None,
 ) -> Iterator[Captured]:
     """Lets any trainer train the selection, and nothing else, and gives the exact delta.
 
@@ -57,8 +62,8 @@ def capture(
     and after each step of any torch optimizer the bits there are put back, since weight decay and momentum move them even where the
     gradient is zero: the forward pass never sees them moved. Without `hold` they are only checked.
 
-    After the block every tensor is hashed again. Raises SelectionViolated if anything outside the selection moved (buffers and tied
-    weights included) or a selected component did not, DeltaError if tensors came, went or changed dtype. `requires_grad` is put back in
+    After the block every tensor is hashed again. Raises SelectionViolated if anything outside the selection moved (buffers and tied weights included)
+    or, unless `still` is "report", a selected component did not; DeltaError if tensors came, went or changed dtype. `requires_grad` is put back in
     any case; the weights stay as the trainer left them.
     """
     net = net_of(model)
@@ -70,8 +75,9 @@ def capture(
         if hold:
             stack.enter_context(_held(net, selection))
         yield captured
-    captured._delta = extract(model, before, selection, meta=meta)
-    proof.check(net)
+    delta = extract(model, before, selection, meta=meta)
+    proof.check(net, still=still)
+    captured._delta = delta
 
 
 @contextmanager

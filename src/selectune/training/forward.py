@@ -61,7 +61,7 @@ class Forward:
         self._encoder = encoder
         self._tower = tower
         self._sparse = False
-        self._head: nn.Module | None = self._net.get_output_embeddings()
+        self._head: nn.Module | None = model.net.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers has no types here
         self._pad = model.tokenizer.pad_token_id or 0
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
         self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet"}

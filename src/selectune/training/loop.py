@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from selectune.components import Proof
+from selectune.components.proof import Forecast, Moved, forecast
 from selectune.delta import extract, snapshot
 from selectune.errors import Diverged, SelectionViolated, Stopped
 from selectune.hashing import digest
@@ -65,12 +66,14 @@ def train(model: Model, selection: Selection, records: Records, optim: Optim, *,
             if session.on_step is not None:
                 session.on_step(step)
         delta = extract(model, before, selection)
+        assert run.moved is not None
     finally:
         run.masters.restore_base()
     return Training(
         delta=delta,
         steps=tuple(run.history),
-        proof=run.proof,
+        forecast=run.forecast,
+        moved=run.moved,
         seconds=time.perf_counter() - started,
         skipped=run.samples.skipped,
         reasons=run.reasons,
@@ -91,6 +94,8 @@ class _Run:
     accelerator: Accelerator
     identity: dict[str, Any]
     reasons: dict[str, str]
+    forecast: tuple[Forecast, ...]
+    moved: Moved | None = None
     history: list[Step] = field(default_factory=list)
     written: Path | None = None
 
@@ -110,6 +115,7 @@ class _Run:
             masters=Masters(model.net, selection, optim),
             forward=forward,
             proof=Proof.start(model.net, selection),
+            forecast=forecast(model.net, selection),
             accelerator=accelerator_for(model),
             identity=_identity(model, selection, records, optim, seed),
             reasons=forward.reasons,
@@ -172,7 +178,8 @@ class _Run:
 
     def _prove(self, *, lenient: bool) -> None:
         """Nothing else moved, and a gradient reached all that is selected; `lenient`: towers may still wait for a first picture."""
-        self.proof.check(self.model.net)
+        # A step may be smaller than the last bit of a bf16 weight: the cast hides it until several have gathered in the master. So gradients are asked.
+        self.moved = self.proof.check(self.model.net, still="report")
         still = set(self.masters.still())
         dead = [
             component.name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selectune.components.proof import Proof
+    from selectune.components.proof import Forecast, Moved
     from selectune.delta import Delta
     from selectune.training.features import FeatureCache
 
@@ -55,8 +55,10 @@ class Training:
     """The selection's new values."""
     steps: tuple[Step, ...]
     """Every step of this session; a resumed session has those after its checkpoint."""
-    proof: Proof
-    """The table that was checked: what moved, against what should."""
+    forecast: tuple[Forecast, ...]
+    """Before step 1: what will move by family, against the count that the config leads one to expect."""
+    moved: Moved
+    """After the last step: what moved. That nothing else did was checked, or there would be no result."""
     seconds: float
     """Wall time, the preparation included."""
     skipped: Mapping[str, int]
