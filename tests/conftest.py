@@ -6,15 +6,21 @@ import copy
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Before anything imports transformers, which this file does only when a model is asked for: tests without one start fast.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest  # noqa: E402 (the variables above have to be set before transformers is imported)
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers import PreTrainedModel  # noqa: E402
+# A busy machine is no fault of the code: no deadline. The same examples each run, so that a failure is one for everybody.
+hypothesis.settings.register_profile("selectune", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("selectune")
 
 IMAGE_TOKEN = 60
 TEXT: dict[str, Any] = {
@@ -54,11 +60,15 @@ QWEN_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1,
 
 
 def _text(kind: str, **more: Any) -> PreTrainedModel:
+    import transformers
+
     config = getattr(transformers, f"{kind}Config")(**{**TEXT, **more})
     return getattr(transformers, f"{kind}ForCausalLM")(config)
 
 
 def _image(kind: str, text: str, vision: str, **more: Any) -> PreTrainedModel:
+    import transformers
+
     config = getattr(transformers, f"{kind}Config")(
         text_config=getattr(transformers, f"{text}Config")(**TEXT),
         vision_config=getattr(transformers, f"{vision}Config")(**VISION),
@@ -68,7 +78,16 @@ def _image(kind: str, text: str, vision: str, **more: Any) -> PreTrainedModel:
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
 
 
+def _gpt2() -> PreTrainedModel:
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=128, bos_token_id=1, eos_token_id=2)
+    return transformers.GPT2LMHeadModel(config)
+
+
 def _qwen() -> PreTrainedModel:
+    import transformers
+
     config = transformers.Qwen2_5_VLConfig(
         text_config={**TEXT, "rope_parameters": QWEN_ROPE}, vision_config=QWEN_VISION, image_token_id=IMAGE_TOKEN, vision_start_token_id=61
     )
@@ -84,9 +103,7 @@ _BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt_oss": lambda: _text("GptOss", num_local_experts=4, head_dim=8),
     "bloom": lambda: _text("Bloom", n_layer=2, n_head=4),
     "gpt_neox": lambda: _text("GPTNeoX"),
-    "gpt2": lambda: transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=128, bos_token_id=1, eos_token_id=2)
-    ),
+    "gpt2": _gpt2,
     "llava": lambda: _image("Llava", "Llama", "CLIPVision", vision_feature_layer=-1, vision_feature_select_strategy="default"),
     "llava_next": lambda: _image("LlavaNext", "Llama", "CLIPVision", image_grid_pinpoints=[[16, 32], [32, 16]]),
     "llava_onevision": lambda: _image("LlavaOnevision", "Qwen2", "SiglipVision", image_grid_pinpoints=[[16, 16]], vision_feature_layer=-1),
@@ -98,6 +115,8 @@ VISION_FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl")
 
 @cache
 def _built(name: str) -> PreTrainedModel:
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _BUILDERS[name]().eval()

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation_fixtures import llama, llava, questions
+import conftest
+from evaluation_fixtures import llama, llava, questions, tokenizer
 from selectune.components import Selection, views
 from selectune.hashing import state
 from selectune.models import Model, assemble
@@ -19,9 +20,15 @@ QUICK = Optim(lr=1e-2, batch=4, max_steps=4, weight_decay=0.1)
 
 
 def tiny_model(family: str = "llava", dtype: torch.dtype = torch.float32) -> Model:
-    """A tiny Llama or LLaVA with a processor, its parameters in `dtype`."""
-    made = llama() if family == "llama" else llava()
-    return assemble(made.name, made.net.to(dtype), made.processor)
+    """A tiny Llama or LLaVA, or a text model of another family, with a processor; its parameters are in `dtype`."""
+    if family in ("llama", "llava"):
+        made = llama() if family == "llama" else llava()
+        return assemble(made.name, made.net.to(dtype), made.processor)
+    words = tokenizer()
+    net = conftest.tiny_model(family)
+    torch.manual_seed(0)
+    net.resize_token_embeddings(len(words), mean_resizing=False)
+    return assemble(f"tiny-{family}", net.to(dtype), words)
 
 
 def examples(n: int = 12, *, pictures: bool = True) -> Records:

@@ -62,9 +62,9 @@ def capture(
     and after each step of any torch optimizer the bits there are put back, since weight decay and momentum move them even where the
     gradient is zero: the forward pass never sees them moved. Without `hold` they are only checked.
 
-    After the block every tensor is hashed again. Raises SelectionViolated if anything outside the selection moved (buffers and tied weights included)
-    or, unless `still` is "report", a selected component did not; DeltaError if tensors came, went or changed dtype. `requires_grad` is put back in
-    any case; the weights stay as the trainer left them.
+    After the block every tensor is hashed again. Raises SelectionViolated if anything outside the selection moved (buffers and tied weights
+    included) or, unless `still` is "report", a selected component did not; DeltaError if tensors came, went or changed dtype.
+    `requires_grad` is put back in any case; the weights stay as the trainer left them.
     """
     net = net_of(model)
     before = snapshot(model, selection)

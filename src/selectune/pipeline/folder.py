@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from selectune.errors import InputError, ResumeError, StorageError
 from selectune.evaluation.measurement import Measurement
 from selectune.recipe import Recipe, dump_recipe, parse_recipe
-from selectune.reporting.result import Document, NumberStage, Phase, UpdateInfo, Verdict, write_whole
+from selectune.reporting.result import Document, NumberStage, Phase, StepPoint, UpdateInfo, Verdict, write_whole
 
 
 class CaptionText(Document):
@@ -103,6 +103,15 @@ class Folder:
             raise StorageError(
                 f"{error.strerror}", where=str(self.path / "events.jsonl"), then="Free space, or choose another folder."
             ) from error
+
+    def steps(self, stage: str) -> tuple[StepPoint, ...]:
+        """Every training step of a stage, those before an interruption too, from the events; a step that was made again counts once."""
+        found: dict[int, StepPoint] = {}
+        for line in (self.path / "events.jsonl").read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            if event["event"] == "step" and event["stage"] == stage:
+                found[event["n"]] = StepPoint(**{name: event[name] for name in StepPoint.model_fields})
+        return tuple(found[n] for n in sorted(found))
 
     def measurement(self, stage: str) -> Path:
         """Where a stage's samples lie."""

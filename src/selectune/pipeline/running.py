@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from selectune.components.proof import forecast
 from selectune.delta import applied
 from selectune.errors import Stopped
 from selectune.pipeline.assembling import assemble
@@ -114,8 +115,9 @@ def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path)
     prepared = prepare(recipe, loaded)
     folder.event("prepared", recipe=recipe.digest, model=prepared.model.id, suite=prepared.examples.suite.digest)
     bench = Bench(prepared=prepared, folder=folder, registry=registry, progress=loaded.progress, features=loaded.features)
-    for row in prepared.selection.table():
-        loaded.progress.say(f"will train {row}")
+    for row in forecast(prepared.model.net, prepared.selection):
+        against = "" if row.expected is None else f", {row.expected:,} expected from the configuration"
+        loaded.progress.say(f"may move: {row.family}, {row.components:,} components, {row.weights:,} weights{against}")
     stages: list[Stage] = [measure_base(bench, measurements)]
     with ExitStack() as taught:
         model = prepared.model

@@ -121,7 +121,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     if finished is not None:
         return Stage(document=finished[0], measurement=finished[1])
     training, quick = _train(bench, model, lesson)
-    phase = _phase(lesson, training, quick)
+    phase = _phase(lesson, training, bench.folder.steps(lesson.name), quick)
     file = bench.folder.path / f".{lesson.name}.delta"
     try:
         training.delta.save(file)
@@ -172,6 +172,7 @@ def _train(bench: Bench, model: Model, lesson: Lesson) -> tuple[Training, tuple[
             folder.event("step", stage=lesson.name, **_step(step).model_dump(mode="json"))
             if suite is not None and recipe.probe.quick_every and step.n % recipe.probe.quick_every == 0:
                 points.append(_quick(model, suite, step.n, recipe.eval_batch))
+                folder.event("quick", stage=lesson.name, **points[-1].model_dump(mode="json"))
             advance(step.n, step.total)
 
         checkpoints = folder.checkpoints / lesson.name
@@ -260,8 +261,7 @@ def _verdict(bench: Bench, lesson: Lesson, after: Measurement, past: Sequence[St
     return Verdict.model_validate(gates.decide(lesson.name, evidence, recipe.gate, recipe.held_out))
 
 
-def _phase(lesson: Lesson, training: Training, quick: tuple[QuickPoint, ...]) -> Phase:
-    moved = training.proof
+def _phase(lesson: Lesson, training: Training, steps: tuple[StepPoint, ...], quick: tuple[QuickPoint, ...]) -> Phase:
     return Phase(
         name=lesson.name,
         kind=lesson.kind,
@@ -269,12 +269,12 @@ def _phase(lesson: Lesson, training: Training, quick: tuple[QuickPoint, ...]) ->
         synthetic=is_synthetic(lesson.data, lesson.records),
         records=len(lesson.records),
         optim=lesson.optim.model_dump(mode="json"),
-        steps=tuple(_step(step) for step in training.steps),
+        steps=steps,
         seconds=training.seconds,
         quick=quick,
         skipped=dict(training.skipped),
         dropped=dict(lesson.records.dropped),
-        proof=str(moved),
+        proof=training.proof,
     )
 
 

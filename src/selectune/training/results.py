@@ -55,6 +55,8 @@ class Training:
     """The selection's new values."""
     steps: tuple[Step, ...]
     """Every step of this session; a resumed session has those after its checkpoint."""
+    proof: str
+    """What was checked and found, in a sentence."""
     forecast: tuple[Forecast, ...]
     """Before step 1: what will move by family, against the count that the config leads one to expect."""
     moved: Moved
