@@ -180,7 +180,7 @@ class _Run:
     def _prove(self, *, lenient: bool) -> None:
         """Nothing else moved, and a gradient reached all that is selected; `lenient`: towers may still wait for a first picture.
 
-        Gradients are asked, not bits: a step may be smaller than the last bit of a bf16 weight, and shows only when several have gathered in the
+        Gradients are asked, not bits: a step may be smaller than the last bit of a bf16 weight, and shows only when several gathered in the
         master. An expert that no token was sent to is no fault either.
         """
         self.moved = self.proof.check(self.model.net, still="report")

@@ -1,0 +1,26 @@
+"""The benchmark's script runs from end to end on a tiny model; its figures are not looked at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_training_benchmark_runs_and_writes_its_ratios(tmp_path: Path) -> None:
+    out = tmp_path / "train.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--model", "tiny", "--steps", "2", "--rounds", "1", "--batch", "4"]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(out.read_text())
+    assert result["ours_over"].keys() == {"plain", "hf", "trl"}
+    assert all(len(arm["rounds"]) == 1 and arm["median"] > 0 for arm in result["samples_per_second"].values())
+    assert result["trained"] > 0
+    assert 0 < result["required_flops_per_step"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["train.json"]
