@@ -1,21 +1,26 @@
-"""How fast we train, beside HF Trainer, TRL's SFTTrainer and a loop written by hand: the same records, parameters, batch and dtype, on one machine.
+"""How fast we train, beside HF Trainer, TRL's SFTTrainer and a loop written by hand.
 
-    python benchmarks/train.py                       # the embedded model, `attention`
+    python benchmarks/train.py                                        # the embedded model, `attention`
     python benchmarks/train.py --model tiny --steps 2 --rounds 1      # seconds: does the script run?
 
-Arms take turns, round by round, so that a machine that grows busy slows all of them. A round's figure is the median over its steps without the first; an
-arm's is the median over its rounds. Ours runs with features cached, which is what a second epoch or a second skill on the same pictures sees; the others
-get decoded and preprocessed pixels for nothing, which favours them. `required` counts the multiplications that the task asks for: a forward pass and the
-gradients of the activations over all P weights of the language layers (4 P a token), and those of the Pt trained ones (2 Pt).
+Every arm has the same records, trained parameters, batch and dtype. Arms take turns, round by round, so that a machine that grows busy
+slows all of them. A round's figure is the median over its steps without the first, an arm's the median over its rounds; CPU seconds are
+given too, which a busy machine disturbs less. Ours runs with features cached, which is what a second epoch or a second skill on the same
+pictures sees; the others get pixels decoded and preprocessed beforehand, for nothing.
+
+`required` counts the multiplications and additions that the task asks for: a forward pass and the gradients of the activations over all P
+weights of the language layers (4 P a token), and those of the Pt trained ones (2 Pt).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,25 +78,33 @@ class Rows(Dataset[dict[str, Any]]):
         return self.samples[index]
 
 
+Moment = tuple[float, float]
+"""Wall and CPU time, in seconds."""
+
+
+def now() -> Moment:
+    return time.perf_counter(), time.process_time()
+
+
 class Clock(TrainerCallback):
     """When each optimizer step ended."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[Moment] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(now())
 
 
-def ours(race: Race) -> list[float]:
+def ours(race: Race) -> list[Moment]:
     optim = Optim(lr=LR, batch=race.batch, max_steps=race.steps)
     ends = []
     for _ in fit(race.model, race.selection, race.records, optim, session=Session(features=race.cache)):
-        ends.append(time.perf_counter())
+        ends.append(now())
     return ends
 
 
-def plain(race: Race) -> list[float]:
+def plain(race: Race) -> list[Moment]:
     race.model.net.train()
     chosen = [parameter for parameter in race.model.net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=LR)
@@ -101,13 +114,13 @@ def plain(race: Race) -> list[float]:
         torch.nn.utils.clip_grad_norm_(chosen, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        ends.append(time.perf_counter())
+        ends.append(now())
     return ends
 
 
-def _arguments(race: Race, out: Path) -> dict[str, Any]:
+def _arguments(race: Race) -> dict[str, Any]:
     return {
-        "output_dir": str(out),
+        "output_dir": str(Path(tempfile.gettempdir()) / "selectune-benchmark"),
         "per_device_train_batch_size": race.batch,
         "max_steps": race.steps,
         "learning_rate": LR,
@@ -122,23 +135,21 @@ def _arguments(race: Race, out: Path) -> dict[str, Any]:
     }
 
 
-def hugging_face(race: Race) -> list[float]:
+def hugging_face(race: Race) -> list[Moment]:
     clock = Clock()
-    arguments = TrainingArguments(**_arguments(race, Path("unused")))
+    arguments = TrainingArguments(**_arguments(race))
     trainer = Trainer(model=race.model.net, args=arguments, train_dataset=Rows(race.samples), data_collator=race.collate, callbacks=[clock])
     trainer.train()
     return clock.ends
 
 
-def trl(race: Race) -> list[float]:
+def trl(race: Race) -> list[Moment]:
     from datasets import Dataset as Table
     from trl import SFTConfig, SFTTrainer
 
     clock = Clock()
     numbers = Table.from_dict({"number": list(range(len(race.samples)))})
-    arguments = SFTConfig(
-        **_arguments(race, Path("unused")), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, gradient_checkpointing=False
-    )
+    arguments = SFTConfig(**_arguments(race), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, gradient_checkpointing=False)
     trainer = SFTTrainer(
         model=race.model.net,
         args=arguments,
@@ -151,7 +162,7 @@ def trl(race: Race) -> list[float]:
     return clock.ends
 
 
-ARMS: dict[str, Callable[[Race], list[float]]] = {"ours": ours, "plain": plain, "hf": hugging_face, "trl": trl}
+ARMS: dict[str, Callable[[Race], list[Moment]]] = {"ours": ours, "plain": plain, "hf": hugging_face, "trl": trl}
 
 
 @contextmanager
@@ -217,20 +228,21 @@ def prepare(name: str, options: argparse.Namespace) -> Race:
     )
 
 
-def measure(race: Race, rounds: int) -> dict[str, list[float]]:
-    """Samples a second of every arm in every round."""
+def measure(race: Race, rounds: int) -> dict[str, list[Moment]]:
+    """Wall and CPU seconds a step, of every arm in every round."""
     tower, encoder = race.cache.bind(race.model), Encoder(race.model.processor)
     tower.of(encoder, [picture for row in race.samples for picture in row["sample"].pictures])
-    rates: dict[str, list[float]] = {name: [] for name in ARMS}
+    taken: dict[str, list[Moment]] = {name: [] for name in ARMS}
     for turn in range(rounds):
         names = list(ARMS)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             with only(race.model, race.selection):
                 ends = ARMS[name](race)
-            took = statistics.median(late - early for early, late in zip(ends, ends[1:], strict=False))
-            rates[name].append(race.batch / took)
-            print(f"round {turn + 1} of {rounds}: {name} {rates[name][-1]:.2f} samples/s", file=sys.stderr, flush=True)
-    return rates
+            spans = [(late[0] - early[0], late[1] - early[1]) for early, late in itertools.pairwise(ends)]
+            taken[name].append((statistics.median(wall for wall, _ in spans), statistics.median(cpu for _, cpu in spans)))
+            wall, cpu = taken[name][-1]
+            print(f"round {turn + 1} of {rounds}: {name} {wall:.2f} s a step, {cpu:.2f} CPU s", file=sys.stderr, flush=True)
+    return taken
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -247,8 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error("--steps must be at least 2: the first step is not counted")
     race = prepare(options.model, options)
     dtype = next(race.model.net.parameters()).dtype
-    rates = measure(race, options.rounds)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    taken = measure(race, options.rounds)
+    wall = {name: statistics.median(moment[0] for moment in moments) for name, moments in taken.items()}
+    cpu = {name: statistics.median(moment[1] for moment in moments) for name, moments in taken.items()}
     peak, need = matmul_rate(dtype), required(race)
     result = {
         "model": options.model,
@@ -261,11 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "steps": race.steps,
         "rounds": options.rounds,
         "tokens_per_sample": statistics.mean(len(row["sample"].input_ids) for row in race.samples),
-        "samples_per_second": {name: {"median": medians[name], "rounds": values} for name, values in rates.items()},
-        "ours_over": {name: medians["ours"] / value for name, value in medians.items() if name != "ours"},
+        "samples_per_second": {name: race.batch / seconds for name, seconds in wall.items()},
+        "seconds_per_step": {name: [moment[0] for moment in moments] for name, moments in taken.items()},
+        "cpu_seconds_per_step": {name: [moment[1] for moment in moments] for name, moments in taken.items()},
+        "ours_over": {name: seconds / wall["ours"] for name, seconds in wall.items() if name != "ours"},
+        "ours_over_by_cpu_time": {name: seconds / cpu["ours"] for name, seconds in cpu.items() if name != "ours"},
         "matmul_flops_per_second": peak,
         "required_flops_per_step": need,
-        "share_of_matmul_rate": {name: need * value / race.batch / peak for name, value in medians.items()},
+        "share_of_matmul_rate": {name: need / seconds / peak for name, seconds in wall.items()},
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "trl")},
     }
     text = json.dumps(result, indent=2)

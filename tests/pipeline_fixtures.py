@@ -53,7 +53,7 @@ def write_recipe(folder: Path, model: Path, *, pictures: bool = False, **changes
         "name": "tiny",
         "model": str(model),
         "select": ["attention"],
-        "optim": {"lr": 0.02, "batch": 8, "max_steps": 4, "warmup": 0.0},
+        "optim": {"lr": 0.05, "batch": 8, "max_steps": 12, "warmup": 0.0},
         "skills": [{"name": name, "train": f"{name}-train.jsonl", "test": f"{name}-test.jsonl"} for name in ("cats", "dogs")],
         "held_out": [
             {"name": "fish", "test": "fish-test.jsonl"},

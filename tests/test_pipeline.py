@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> tuple[Run
     """One run of two skills and a recovery, its folder and its recipe."""
     folder = tmp_path_factory.mktemp("run")
     recovery = {"train": "fish-train.jsonl", "optim": {"max_steps": 2}}
-    recipe = read_recipe(write_recipe(folder, llama, recovery=recovery, probe={"quick_every": 2, "quick_n": 3}))
+    recipe = read_recipe(write_recipe(folder, llama, recovery=recovery, probe={"quick_every": 6, "quick_n": 3}))
     return run(recipe, registry=str(folder / "registry"), out=folder / "runs"), folder, recipe
 
 
@@ -82,15 +82,20 @@ def test_a_run_leaves_a_folder_that_tells_all_of_it(finished: tuple[RunResult, P
     measured = [Measurement.load(path / "samples" / f"{stage}.parquet") for stage in result.matrix.rows]
     assert [one.score("cats") for one in measured] == [row[0] for row in result.matrix.scores]
     events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events if event["event"] != "step"] == ["prepared", "measured", *["recorded"] * 3, "finished"]
-    assert sum(event["event"] == "step" for event in events) == 4 + 4 + 2
+    assert [event["event"] for event in events if event["event"] not in ("step", "quick")] == [
+        "prepared",
+        "measured",
+        *["recorded"] * 3,
+        "finished",
+    ]
+    assert sum(event["event"] == "step" for event in events) == 12 + 12 + 2
     assert not (path / "checkpoints").exists()
     assert not list(path.rglob(".*.delta"))
 
 
 def test_a_quick_curve_is_measured_in_between(finished: tuple[RunResult, Path, Recipe]) -> None:
     result, _, _ = finished
-    assert [[point.step for point in phase.quick] for phase in result.phases] == [[2, 4], [2, 4]]
+    assert [[point.step for point in phase.quick] for phase in result.phases] == [[6, 12], [6, 12]]
     assert result.phases[0].quick[0].scores.keys() == {"fish", "plain"}, (
         "no skill has validation records here, and test records stay untouched"
     )
@@ -130,7 +135,7 @@ class Interrupts(Silent):
 
 @pytest.mark.parametrize(
     ("stage", "step", "signum"),
-    [("Teaching dogs", 2, signal.SIGTERM), ("Teaching cats", 1, signal.SIGINT), ("Measuring dogs", 1, signal.SIGTERM)],
+    [("Teaching dogs", 8, signal.SIGTERM), ("Teaching cats", 1, signal.SIGINT), ("Measuring dogs", 1, signal.SIGTERM)],
 )
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_result(
@@ -146,7 +151,8 @@ def test_a_stopped_run_goes_on_to_the_same_result(
     (again,) = resume(path)
     assert [update.id for update in again.updates] == [update.id for update in result.updates]
     assert again.matrix == result.matrix
-    assert [len(phase.steps) for phase in again.phases] == [4, 4]
+    assert [len(phase.steps) for phase in again.phases] == [12, 12]
+    assert again.phases[1].quick == result.phases[1].quick
 
 
 def test_a_failed_gate_can_end_a_run(tmp_path: Path, llama: Path) -> None:
@@ -218,7 +224,7 @@ def test_a_plan_says_what_would_train_and_shows_a_sample(tmp_path: Path, llama: 
     attention = sum(parameter.numel() for name, parameter in net.named_parameters() if "self_attn" in name)
     assert made.selected == attention
     assert sum(elements for _, _, elements in made.families) == attention
-    assert [(phase.name, phase.steps, phase.records) for phase in made.phases] == [("cats", 4, 16), ("dogs", 4, 16)]
+    assert [(phase.name, phase.steps, phase.records) for phase in made.phases] == [("cats", 12, 16), ("dogs", 12, 16)]
     assert made.memory.moments == 8 * attention
     assert made.memory.parameters == 4 * sum(parameter.numel() for parameter in net.parameters())
     assert "⟦" in made.sample.text

@@ -20,7 +20,7 @@ def test_the_training_benchmark_runs_and_writes_its_ratios(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(out.read_text())
     assert result["ours_over"].keys() == {"plain", "hf", "trl"}
-    assert all(len(arm["rounds"]) == 1 and arm["median"] > 0 for arm in result["samples_per_second"].values())
+    assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in result["seconds_per_step"].values())
     assert result["trained"] > 0
-    assert 0 < result["required_flops_per_step"]
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["train.json"]
+    assert result["required_flops_per_step"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]

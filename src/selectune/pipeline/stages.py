@@ -120,8 +120,8 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     finished = bench.folder.stage(lesson.name)
     if finished is not None:
         return Stage(document=finished[0], measurement=finished[1])
-    training, quick = _train(bench, model, lesson)
-    phase = _phase(lesson, training, bench.folder.steps(lesson.name), quick)
+    training = _train(bench, model, lesson)
+    phase = _phase(bench.folder, lesson, training)
     file = bench.folder.path / f".{lesson.name}.delta"
     try:
         training.delta.save(file)
@@ -160,10 +160,9 @@ def _base_key(prepared: Prepared) -> str:
     return digest("base", parts)[:32]
 
 
-def _train(bench: Bench, model: Model, lesson: Lesson) -> tuple[Training, tuple[QuickPoint, ...]]:
+def _train(bench: Bench, model: Model, lesson: Lesson) -> Training:
     """Train one lesson, with its events, its bar and its checkpoints."""
     folder, recipe = bench.folder, bench.prepared.recipe
-    points: list[QuickPoint] = []
     suite = _quick_suite(bench.prepared) if recipe.probe.quick_every else None
 
     with bar(bench.progress, f"Teaching {lesson.name}") as advance:
@@ -171,8 +170,8 @@ def _train(bench: Bench, model: Model, lesson: Lesson) -> tuple[Training, tuple[
         def on_step(step: Step) -> None:
             folder.event("step", stage=lesson.name, **_step(step).model_dump(mode="json"))
             if suite is not None and recipe.probe.quick_every and step.n % recipe.probe.quick_every == 0:
-                points.append(_quick(model, suite, step.n, recipe.eval_batch))
-                folder.event("quick", stage=lesson.name, **points[-1].model_dump(mode="json"))
+                point = _quick(model, suite, step.n, recipe.eval_batch)
+                folder.event("quick", stage=lesson.name, **point.model_dump(mode="json"))
             advance(step.n, step.total)
 
         checkpoints = folder.checkpoints / lesson.name
@@ -186,7 +185,7 @@ def _train(bench: Bench, model: Model, lesson: Lesson) -> tuple[Training, tuple[
             training = train(model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, session=session)
         except Stopped as stopped:
             raise Stopped(stopped.what, where=lesson.name, then="") from stopped
-    return training, tuple(points)
+    return training
 
 
 def _quick_suite(prepared: Prepared) -> Suite:
@@ -261,7 +260,7 @@ def _verdict(bench: Bench, lesson: Lesson, after: Measurement, past: Sequence[St
     return Verdict.model_validate(gates.decide(lesson.name, evidence, recipe.gate, recipe.held_out))
 
 
-def _phase(lesson: Lesson, training: Training, steps: tuple[StepPoint, ...], quick: tuple[QuickPoint, ...]) -> Phase:
+def _phase(folder: Folder, lesson: Lesson, training: Training) -> Phase:
     return Phase(
         name=lesson.name,
         kind=lesson.kind,
@@ -269,9 +268,9 @@ def _phase(lesson: Lesson, training: Training, steps: tuple[StepPoint, ...], qui
         synthetic=is_synthetic(lesson.data, lesson.records),
         records=len(lesson.records),
         optim=lesson.optim.model_dump(mode="json"),
-        steps=steps,
+        steps=folder.steps(lesson.name),
         seconds=training.seconds,
-        quick=quick,
+        quick=folder.quick(lesson.name),
         skipped=dict(training.skipped),
         dropped=dict(lesson.records.dropped),
         proof=training.proof,
