@@ -6,7 +6,7 @@
 Every arm has the same records, trained parameters, batch and dtype. Arms take turns, round by round, so that a machine that grows busy
 slows all of them. A round's figure is the median over its steps without the first, an arm's the median over its rounds; CPU seconds are
 given too, which a busy machine disturbs less. Ours runs with features cached, which is what a second epoch or a second skill on the same
-pictures sees; the others get pixels decoded and preprocessed beforehand, for nothing.
+pictures sees. The others decode and preprocess a batch's pictures when they collate it, as their users do; their texts are encoded beforehand.
 
 `required` counts the multiplications and additions that the task asks for: a forward pass and the gradients of the activations over all P
 weights of the language layers (4 P a token), and those of the Pt trained ones (2 Pt).
@@ -55,11 +55,11 @@ class Race:
     batch: int
     steps: int
     cache: FeatureCache
+    encoder: Encoder
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tensors = collate([row["sample"] for row in rows], self.model.tokenizer.pad_token_id or 0)
-        pixels = [row["pixels"] for row in rows if row["pixels"]]
-        return {**tensors, **{name: torch.cat([one[name] for one in pixels]) for name in (pixels[0] if pixels else {})}}
+        return {**tensors, **self.encoder.pixels(*(row["sample"].pictures for row in rows))}
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         return [self.samples[(step * self.batch + place) % len(self.samples)] for place in range(self.batch)]
@@ -215,7 +215,7 @@ def prepare(name: str, options: argparse.Namespace) -> Race:
         model = load(name)
         records = read_records(Data(source=options.data, split="train", limit=options.batch * options.steps))
     encoder = Encoder(model.processor)
-    samples = [{"sample": sample, "pixels": encoder.pixels(sample.pictures)} for sample in map(encoder.encode, records)]
+    samples = [{"sample": encoder.encode(record)} for record in records]
     selection = model.map.select(options.select.split(","))
     return Race(
         model=model,
@@ -225,13 +225,13 @@ def prepare(name: str, options: argparse.Namespace) -> Race:
         batch=options.batch,
         steps=options.steps,
         cache=FeatureCache(),
+        encoder=encoder,
     )
 
 
 def measure(race: Race, rounds: int) -> dict[str, list[Moment]]:
     """Wall and CPU seconds a step, of every arm in every round."""
-    tower, encoder = race.cache.bind(race.model), Encoder(race.model.processor)
-    tower.of(encoder, [picture for row in race.samples for picture in row["sample"].pictures])
+    race.cache.of(race.model, race.encoder, [picture for row in race.samples for picture in row["sample"].pictures])
     taken: dict[str, list[Moment]] = {name: [] for name in ARMS}
     for turn in range(rounds):
         names = list(ARMS)

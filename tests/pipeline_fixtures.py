@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 import evaluation_fixtures as tiny
 from selectune.models import Model
@@ -26,13 +28,20 @@ def jsonl(path: Path, rows: Sequence[dict[str, object]]) -> Path:
     return path
 
 
-def question(number: int, answer: str, *, picture: bool = False, shift: int = 0) -> dict[str, object]:
+def drawn(number: int) -> bytes:
+    """A PNG of 8 by 8 pixels that no other number has."""
+    image = Image.new("RGB", (tiny.SIDE, tiny.SIDE), (number % 256, number // 256, 128))
+    with io.BytesIO() as file:
+        image.save(file, format="PNG")
+        return file.getvalue()
+
+
+def question(number: int, answer: str, *, picture: bool = False) -> dict[str, object]:
     """A row of OpenAI messages; no two numbers ask the same."""
     text = f"What is in the picture {number}?"
     content: object = text
     if picture:
-        data = tiny.picture(number + shift).encoded()
-        url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        url = f"data:image/png;base64,{base64.b64encode(drawn(number)).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
     return {"id": f"r{number}", "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
 

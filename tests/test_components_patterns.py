@@ -37,7 +37,18 @@ MAP = _map()
 NAMED = st.sampled_from(NAMES)
 PATTERN = st.one_of(
     NAMED,
-    st.sampled_from(["language.*", "vision.*", "*.attn.q", "language.layers[2:5].*", "language.layers[-3:].mlp.{gate,up}", "attention", "full", "*.norm*"]),
+    st.sampled_from(
+        [
+            "language.*",
+            "vision.*",
+            "*.attn.q",
+            "language.layers[2:5].*",
+            "language.layers[-3:].mlp.{gate,up}",
+            "attention",
+            "full",
+            "*.norm*",
+        ]
+    ),
 )
 
 
@@ -111,7 +122,9 @@ def test_a_range_after_a_star_is_counted_within_each_list() -> None:
     assert _chosen("*.layers[-1].attn.q") == {f"language.layers.{LAYERS - 1}.attn.q", "vision.layers.3.attn.q"}
 
 
-@pytest.mark.parametrize("text", ["language.layers[8:24].mlp.up", "language.layers[12].mlp.up", "language.layers[-13:].mlp.up", "*.layers[3:5].attn.q"])
+@pytest.mark.parametrize(
+    "text", ["language.layers[8:24].mlp.up", "language.layers[12].mlp.up", "language.layers[-13:].mlp.up", "*.layers[3:5].attn.q"]
+)
 def test_a_range_out_of_bounds_stops_with_the_length(text: str) -> None:
     with pytest.raises(NoMatch, match=r"layers, which has (12|4) \(0 to (11|3)\)"):
         _chosen(text)
@@ -153,7 +166,9 @@ def test_a_pattern_that_matches_nothing_stops_and_lists_near_matches() -> None:
 
 
 def test_one_dead_alternative_stops_too() -> None:
-    with pytest.raises(NoMatch, match=r'"language\.layers\.\*\.mlp\.upp", a part of .* matches no component\. Did you mean language\.layers\.\*\.mlp\.up'):
+    with pytest.raises(
+        NoMatch, match=r'"language\.layers\.\*\.mlp\.upp", a part of .* matches no component\. Did you mean language\.layers\.\*\.mlp\.up'
+    ):
         MAP.select(["language.layers.*.mlp.{gate,upp}"])
 
 

@@ -25,7 +25,10 @@ def _move(net: PreTrainedModel, selection: Selection) -> None:
                 view += 0.5
 
 
-@pytest.mark.parametrize(("name", "pattern"), [("llava", "attention"), ("phi3", "language.layers.*.attn.q"), ("qwen3_moe", "*.experts.2.up"), ("tied", "language")])
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("llava", "attention"), ("phi3", "language.layers.*.attn.q"), ("qwen3_moe", "*.experts.2.up"), ("tied", "language")],
+)
 def test_a_step_that_moves_exactly_the_selection_passes(name: str, pattern: str, tiny: Tiny) -> None:
     net = tiny(name)
     selection = map_model(net, name).select([pattern])

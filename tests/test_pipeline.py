@@ -149,6 +149,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(
     path = Path(str(stopped.value).rsplit("selectune run ", 1)[1])
     assert not (path / "result.json").exists()
     (again,) = resume(path)
+    assert [update.child for update in again.updates] == [update.child for update in result.updates]
     assert [update.id for update in again.updates] == [update.id for update in result.updates]
     assert again.matrix == result.matrix
     assert [len(phase.steps) for phase in again.phases] == [12, 12]

@@ -55,7 +55,11 @@ def build_architecture(model_type: str) -> PreTrainedModel:
     image, causal = _auto_maps()
     if model_type not in image and model_type not in causal:
         near = difflib.get_close_matches(model_type, [*image, *causal], n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(f'arch:{name}' for name in dict.fromkeys(near))}?" if near else "transformers lists its model types."
+        hint = (
+            f"Did you mean {' or '.join(f'arch:{name}' for name in dict.fromkeys(near))}?"
+            if near
+            else "transformers lists its model types."
+        )
         raise ModelError(f'"{model_type}" is no architecture that transformers builds', where=f"arch:{model_type}", then=hint)
     auto = AutoModelForImageTextToText if model_type in image else AutoModelForCausalLM
     return _built(model_type, auto.from_config)
@@ -67,7 +71,17 @@ def _built(model_type: str, build: Callable[[Any], PreTrainedModel]) -> PreTrain
     from transformers import AutoConfig
 
     # Default configs fail in many ways; all of these mean that the family needs values that only a real config has.
-    failures = (StrictDataclassError, ImportError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+    failures = (
+        StrictDataclassError,
+        ImportError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RuntimeError,
+    )
     try:
         config = AutoConfig.for_model(model_type)
         for path, value in _FILLED.get(model_type, {}).items():

@@ -56,7 +56,9 @@ def _names(found: ComponentMap, known: Mapping[str, None], lengths: Mapping[str,
     """The names that one pattern or preset matches."""
     bare = text.removeprefix("!")
     if bare in PRESETS:
-        names = set().union(*(_matches(known, lengths, plain, where) for part in PRESETS[bare] for plain in read_pattern(part).alternatives))
+        names = set().union(
+            *(_matches(known, lengths, plain, where) for part in PRESETS[bare] for plain in read_pattern(part).alternatives)
+        )
         if not names:
             raise NoMatch(f'the preset "{bare}" matches no component of {found.model}', where=where, then=_see(found))
     else:
@@ -108,7 +110,11 @@ def _near(found: ComponentMap, known: Mapping[str, None], plain: Plain) -> str:
     wanted = wanted.replace("..", ".").replace("**", "*")
     candidates = [*families, *(PRESETS if "." not in wanted else ())]
     below = [name for name in families if name.startswith(wanted.rstrip(".*") + ".")][:1]
-    close = list(by_parameter)[:3] or [f"{wanted.rstrip('.*')}.*"] * bool(below) or difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.6)
+    close = (
+        list(by_parameter)[:3]
+        or [f"{wanted.rstrip('.*')}.*"] * bool(below)
+        or difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.6)
+    )
     shown = [f"{name} ({families[name]} component{'s' * (families[name] != 1)})" if name in families else name for name in close]
     return f"Did you mean {' or '.join(shown)}?  " if shown else ""
 

@@ -37,12 +37,21 @@ def expected_weights(net: nn.Module) -> Mapping[str, int]:
 
 
 def _layers(tower: str, config: Any, *, gated: bool) -> dict[str, int]:
-    hidden, heads, inner = _size(config, "hidden_size"), _size(config, "num_attention_heads", "num_heads"), _size(config, "intermediate_size")
+    hidden, heads, inner = (
+        _size(config, "hidden_size"),
+        _size(config, "num_attention_heads", "num_heads"),
+        _size(config, "intermediate_size"),
+    )
     if not hidden or not heads or not inner or hidden % heads:
         return {}
     head = _size(config, "head_dim") or hidden // heads
     keys = _size(config, "num_key_value_heads") or heads
-    counts = {"attn.q": hidden * heads * head, "attn.k": hidden * keys * head, "attn.v": hidden * keys * head, "attn.o": hidden * heads * head}
+    counts = {
+        "attn.q": hidden * heads * head,
+        "attn.k": hidden * keys * head,
+        "attn.v": hidden * keys * head,
+        "attn.o": hidden * heads * head,
+    }
     counts |= {"mlp.up": hidden * inner, "mlp.down": hidden * inner} | ({"mlp.gate": hidden * inner} if gated else {})
     return {f"{tower}.layers.*.{role}": count for role, count in counts.items()}
 

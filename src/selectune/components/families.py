@@ -79,7 +79,5 @@ def families() -> Families:
         layer=_rules(table["layer"], words),
         stem=_rules(table["stem"], words),
         language_stem=_rules(table["language_stem"], words),
-        fused={
-            kind: {owner: layout for layout, owners in layouts.items() for owner in owners} for kind, layouts in table["fused"].items()
-        },
+        fused={kind: {owner: layout for layout, owners in layouts.items() for owner in owners} for kind, layouts in table["fused"].items()},
     )

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 _LEAVES = {"weight", "bias"}
-_EARLY = re.compile(r"(?:.*\.)?(?:embeddings?|word_embedding\w*|embed_tokens)\..*|.*emb\w*_?(?:layer)?norm\w*|layernorm_embedding|.*embed_norm", re.I)
+_EARLY = re.compile(
+    r"(?:.*\.)?(?:embeddings?|word_embedding\w*|embed_tokens)\..*|.*emb\w*_?(?:layer)?norm\w*|layernorm_embedding|.*embed_norm", re.I
+)
 _LATE = re.compile(r"(?:.*\.)?(?:final\w*|ln_f|norm_f|ln_post|post_?\w*norm\w*|last\w*|layernorm_post|norm_out)", re.I)
 
 
@@ -173,7 +175,9 @@ def _inputs(structure: Structure, tower: Tower) -> str | None:
         answer = module.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
-    return next((path for path, found in structure.modules.items() if found is answer and within(path, tower.path) and path != tower.path), None)
+    return next(
+        (path for path, found in structure.modules.items() if found is answer and within(path, tower.path) and path != tower.path), None
+    )
 
 
 @cache

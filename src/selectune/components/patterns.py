@@ -43,7 +43,9 @@ class Indices:
         value = int(text[:-1]) * count // 100 if text.endswith("%") else int(text)
         if abs(value) > count:
             raise NoMatch(
-                f'"[{self.text}]" goes beyond {prefix}, which has {count} (0 to {count - 1})', where=where, then=f"Bounds go from {-count} to {count}."
+                f'"[{self.text}]" goes beyond {prefix}, which has {count} (0 to {count - 1})',
+                where=where,
+                then=f"Bounds go from {-count} to {count}.",
             )
         return value
 
@@ -146,7 +148,9 @@ def read_pattern(text: str, *, where: str | None = None) -> Pattern:
     for choice in choices:
         total *= len(choice)
         if total > _MOST_ALTERNATIVES:
-            raise InputError(f'"{body[:80]}" stands for more than {_MOST_ALTERNATIVES} patterns', where=where, then="Write several patterns.")
+            raise InputError(
+                f'"{body[:80]}" stands for more than {_MOST_ALTERNATIVES} patterns', where=where, then="Write several patterns."
+            )
     return Pattern(text=text, removes=removes, alternatives=tuple(_plain(tokens) for tokens in product(*choices)))
 
 

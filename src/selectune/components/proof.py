@@ -114,7 +114,9 @@ class Proof:
         if still == "forbid":
             faults += [f"{name} is selected and did not move" for name in unmoved]
         if faults:
-            raise SelectionViolated(_listed(faults), where="proof of selection", then="Nothing of this step can be trusted: start again from the base.")
+            raise SelectionViolated(
+                _listed(faults), where="proof of selection", then="Nothing of this step can be trusted: start again from the base."
+            )
         return Moved(components=len(moved), elements=sum(moved.values()), still=unmoved)
 
 

@@ -87,7 +87,13 @@ def read_structure(net: nn.Module) -> Structure:
         Tower(name=name, path=path, config=_config(net, modules, path), lists=_lists(name, path, modules, inner - {path}, head))
         for name, path in found
     ]
-    return Structure(towers=tuple(sorted(towers, key=lambda tower: -len(tower.path))), embed=embed, head=head, body=_body(net, by_identity), modules=modules)
+    return Structure(
+        towers=tuple(sorted(towers, key=lambda tower: -len(tower.path))),
+        embed=embed,
+        head=head,
+        body=_body(net, by_identity),
+        modules=modules,
+    )
 
 
 def _whole_language(net: nn.Module, found: list[tuple[str, str]], by_identity: dict[int, str]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from selectune.errors import InputError, ResumeError, StorageError
 from selectune.evaluation.measurement import Measurement
 from selectune.recipe import Recipe, dump_recipe, parse_recipe
-from selectune.reporting.result import Document, NumberStage, Phase, QuickPoint, StepPoint, UpdateInfo, Verdict, write_whole
+from selectune.reporting.result import Document, NumberStage, Phase, QuickPoint, UpdateInfo, Verdict, write_whole
 
 
 class CaptionText(Document):
@@ -104,21 +104,12 @@ class Folder:
                 f"{error.strerror}", where=str(self.path / "events.jsonl"), then="Free space, or choose another folder."
             ) from error
 
-    def steps(self, stage: str) -> tuple[StepPoint, ...]:
-        """Every training step of a stage, those before an interruption too, from the events; a step that was made again counts once."""
-        found = {event["n"]: StepPoint(**{name: event[name] for name in StepPoint.model_fields}) for event in self._events("step", stage)}
-        return tuple(found[n] for n in sorted(found))
-
     def quick(self, stage: str) -> tuple[QuickPoint, ...]:
-        """Every small measurement of a stage, as `steps`."""
-        events = self._events("quick", stage)
+        """Every small measurement of a stage, those before an interruption too, from the events; one that was taken again counts once."""
+        lines = (self.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [event for event in map(json.loads, lines) if event["event"] == "quick" and event["stage"] == stage]
         found = {event["step"]: QuickPoint(step=event["step"], scores=event["scores"], n=event["n"]) for event in events}
         return tuple(found[n] for n in sorted(found))
-
-    def _events(self, kind: str, stage: str) -> list[dict[str, Any]]:
-        lines = (self.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines]
-        return [event for event in events if event["event"] == kind and event["stage"] == stage]
 
     def measurement(self, stage: str) -> Path:
         """Where a stage's samples lie."""

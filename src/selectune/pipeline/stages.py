@@ -268,7 +268,7 @@ def _phase(folder: Folder, lesson: Lesson, training: Training) -> Phase:
         synthetic=is_synthetic(lesson.data, lesson.records),
         records=len(lesson.records),
         optim=lesson.optim.model_dump(mode="json"),
-        steps=folder.steps(lesson.name),
+        steps=tuple(_step(step) for step in training.steps),
         seconds=training.seconds,
         quick=folder.quick(lesson.name),
         skipped=dict(training.skipped),
