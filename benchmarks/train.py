@@ -6,7 +6,8 @@
 Every arm has the same records, trained parameters, batch and dtype. Arms take turns, round by round, so that a machine that grows busy
 slows all of them. A round's figure is the median over its steps without the first, an arm's the median over its rounds; CPU seconds are
 given too, which a busy machine disturbs less. Ours runs with features cached, which is what a second epoch or a second skill on the same
-pictures sees. The others decode and preprocess a batch's pictures when they collate it, as their users do; their texts are encoded beforehand.
+pictures sees. The others decode and preprocess a batch's pictures when they collate it, as their users do; their texts are encoded
+beforehand.
 
 `required` counts the multiplications and additions that the task asks for: a forward pass and the gradients of the activations over all P
 weights of the language layers (4 P a token), and those of the Pt trained ones (2 Pt).

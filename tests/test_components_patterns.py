@@ -91,7 +91,7 @@ def test_ranges_equal_explicit_lists(start: int | None, stop: int | None, step: 
     wanted = list(range(LAYERS))[start:stop:step]
     text = f"{'' if start is None else start}:{'' if stop is None else stop}:{step}"
     if not wanted:
-        with pytest.raises(NoMatch, match="is no index of language.layers"):
+        with pytest.raises(NoMatch, match=r"is no index of language\.layers"):
             _chosen(f"language.layers[{text}].mlp.up")
         return
     listed = ",".join(map(str, wanted))

@@ -15,7 +15,7 @@ from selectune.errors import DataError, Diverged, InputError, SelectionViolated
 from selectune.evaluation import Suite, Task, evaluate
 from selectune.hashing import manifest
 from selectune.models import Model
-from selectune.records import Encoder
+from selectune.records import Encoder, Record
 from selectune.training import FeatureCache, Session, Step, fit, train
 from training_fixtures import attention, examples, optim, outside, same, tiny_model
 
@@ -120,6 +120,15 @@ def test_features_are_not_cached_where_they_may_change(patterns: tuple[str, ...]
     model = tiny_model()
     training = train(model, model.map.select(patterns), examples(), optim(**changes))
     assert training.reasons["features"].startswith(reason)
+
+
+def test_a_picture_after_the_last_answer_keeps_its_place() -> None:
+    model = tiny_model()
+    asked = [record(f"q{i}", "What is it?", "seven", shade=i) for i in range(4)]
+    ending = records(*(Record(id=one.id, messages=(*one.messages, one.messages[0])) for one in asked))
+    training = train(model, attention(model), ending, optim())
+    assert training.reasons["features"].startswith("yes")
+    assert training.reasons["head"].startswith("yes")
 
 
 def test_text_needs_no_tower() -> None:

@@ -14,7 +14,7 @@ from selectune.errors import ModelError, NotYet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Where a default config cannot be built as it is: (path to the part of the config, values). The values are sizes that the family really has.
+# Where a default config cannot be built as it is: values by their path in it. They are sizes that the family really has.
 _FILLED: Mapping[str, Mapping[str, Any]] = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
     "hunyuan_vl": {"text_config.head_dim": 128},
@@ -41,8 +41,8 @@ def _auto_maps() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def map_architecture(model_type: str) -> ComponentMap:
     """The map of the type's image-text-to-text model, or of its causal language model, called `arch:TYPE`.
 
-    Raises ModelError for a type that transformers does not know, with near ones, and NotYet with the reason for one that does not build from its
-    default config.
+    Raises ModelError for a type that transformers does not know, with near ones, and NotYet with the reason for one that does not build
+    from its default config.
     """
     net = build_architecture(model_type)
     return map_model(net, f"arch:{model_type}")

@@ -1,4 +1,4 @@
-"""From patterns to a selection: sets combined from left to right, near matches for what matches nothing, ties and fused tensors refused in words."""
+"""From patterns to a selection: sets combined from left to right, near matches for what matches nothing, ties refused in words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose(found: ComponentMap, patterns: tuple[str, ...], *, tie: Literal["forb
         else:
             asked |= names
             refused -= names
-    components = _components(found, known, asked, refused, tie, where)
+    components = _components(found, asked, refused, tie=tie, where=where)
     if not components:
         raise NoMatch(f"nothing is left of {', '.join(patterns)}", where=where, then="Begin with what may move, then remove from it.")
     touched = {component.parameter for component in components}
@@ -120,9 +120,9 @@ def _near(found: ComponentMap, known: Mapping[str, None], plain: Plain) -> str:
 
 
 def _components(
-    found: ComponentMap, known: Mapping[str, None], asked: set[str], refused: set[str], tie: Literal["forbid", "allow"], where: str
+    found: ComponentMap, asked: set[str], refused: set[str], *, tie: Literal["forbid", "allow"], where: str
 ) -> tuple[Component, ...]:
-    del known
+    """The components asked for under any of their names, and under none that was excluded."""
     chosen: list[Component] = []
     for component in found.components:
         names = {component.name, *component.tied}
@@ -132,7 +132,7 @@ def _components(
             some = [part for part in parts if part in asked]
             if some and len(some) < len(parts):
                 raise NotYet(
-                    f"{component.parameter} holds {', '.join(parts)} in one tensor whose layout is not known, and only {', '.join(some)} is asked for",
+                    f"{component.parameter} holds {', '.join(parts)} in one tensor of unknown layout, and only {', '.join(some)} is asked for",
                     where=where,
                     then=f"Select {component.name} as a whole, or leave it out.",
                 )

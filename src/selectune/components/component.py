@@ -14,7 +14,7 @@ from selectune.components.slices import Region, covers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Component:
-    """A named part of a model: one parameter, or a region of it. A component of several parameters (weight and bias) has one of these for each."""
+    """A named part of a model: one parameter, or a region of it; a weight and its bias are two of these with one name."""
 
     name: str
     """`language.layers.3.attn.q`; design and reference pages list the words."""
@@ -113,9 +113,10 @@ class ComponentMap:
     def select(self, patterns: Sequence[str], *, tie: Literal["forbid", "allow"] = "forbid", where: str = "select") -> Selection:
         """The components that the patterns choose, in the model's order.
 
-        Patterns and names of presets add to each other from left to right, and `!pattern` removes. `where` begins the messages. Raises NoMatch for
-        one that matches nothing, InputError for one that cannot be read or takes in parts without a name, TiedSelection for one name of a tied
-        tensor without the others (unless `tie` is "allow"), NotYet for a part of a fused tensor whose layout is not known.
+        Patterns and names of presets add to each other from left to right, and `!pattern` removes. `where` begins the messages. Raises
+        NoMatch for one that matches nothing, InputError for one that cannot be read or takes in parts without a name, TiedSelection for
+        one name of a tied tensor without the others (unless `tie` is "allow"), NotYet for a part of a fused tensor whose layout is not
+        known.
         """
         from selectune.components.choosing import choose
 

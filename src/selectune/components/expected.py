@@ -9,15 +9,27 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Keys that make layers of one tower differ from each other, so that no single figure holds for all of them.
-_UNEVEN = ("first_k_dense_replace", "num_experts", "num_local_experts", "n_routed_experts", "q_lora_rank", "kv_lora_rank", "attn_layer_period",
-           "num_kv_shared_layers", "linear_num_value_heads", "mamba_d_state", "block_types", "hybrid_override_pattern")  # fmt: skip
+_UNEVEN = (
+    "first_k_dense_replace",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "attn_layer_period",
+    "num_kv_shared_layers",
+    "linear_num_value_heads",
+    "mamba_d_state",
+    "block_types",
+    "hybrid_override_pattern",
+)
 
 
 def expected_weights(net: nn.Module) -> Mapping[str, int]:
     """By family, the elements of one component's weight matrix: `language.layers.*.attn.q` is hidden size x heads x head size.
 
-    For evenly built decoders and the usual vision transformers; empty where the config does not determine the counts (experts, hybrid layers,
-    low-rank attention). Biases are left out, because configs seldom say whether there are any.
+    For evenly built decoders and the usual vision transformers; empty where the config does not determine the counts (experts, hybrid
+    layers, low-rank attention). Biases are left out, because configs seldom say whether there are any.
     """
     from transformers import PreTrainedModel
 

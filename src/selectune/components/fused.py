@@ -1,8 +1,8 @@
 """One tensor, several roles: which region of a fused tensor is q, k or v, gate or up, or one expert of many.
 
-A layout is used only where the class that splits the tensor is known (`families.yaml`, or what transformers' expert modules say of themselves) and
-the shapes agree with the config. Otherwise the tensor stays one component under its fused name, `attn.qkv` or `mlp.gate_up`, and asking for a part
-of it raises NotYet: never more is selected than was asked for.
+A layout is used only where the class that splits the tensor is known (`families.yaml`, or what transformers' expert modules say of
+themselves) and the shapes agree with the config. Otherwise the tensor stays one component under its fused name, `attn.qkv` or
+`mlp.gate_up`, and asking for a part of it raises NotYet: never more is selected than was asked for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Tensor:
 def parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Region | None]]:
     """The components in one tensor that the naming called `name`, with the region of each; one with None where nothing is fused."""
     stem, _, last = name.rpartition(".")
-    if stem.endswith("moe.experts") or stem.endswith("moe.vision.experts"):
+    if stem.endswith(("moe.experts", "moe.vision.experts")):
         yield from _experts(stem, last, tensor)
     elif last == "qkv":
         yield from _named(stem, last, name, _qkv(tensor))

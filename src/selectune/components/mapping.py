@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def map_model(net: nn.Module, name: str) -> ComponentMap:
     """The components of `net`, which is called `name` in messages.
 
-    Works on the meta device too: nothing but names, shapes and the config is read. A tied tensor appears once, under its first name; `tied` lists
-    the other component names that it has. Raises ModelError for a model without parameters.
+    Works on the meta device too: nothing but names, shapes and the config is read. A tied tensor appears once, under its first name;
+    `tied` lists the other component names that it has. Raises ModelError for a model without parameters.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> tiny = LlamaConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)

@@ -50,7 +50,7 @@ def place(structure: Structure, parameter: str) -> Place:
 
 
 def _beyond(structure: Structure, path: str) -> bool:
-    """Whether `path` lies outside the base model and so belongs to what is built on it, such as BERT's transform before the output layer."""
+    """Whether `path` lies outside the base model: what is built on it, such as BERT's transform before the output layer."""
     return structure.body is not None and not within(path, structure.body) and outside(path) is None
 
 

@@ -1,8 +1,8 @@
 """The pattern language: globs with ranges, alternatives and exclusions over component names.
 
-`*` stands for any characters, dots included. `[8:24]`, `[-4:]`, `[::2]`, `[50%:]` and `[10,16-17]` stand for the index after a list's name, counted
-within that list. `{q,k}` stands for either; each alternative has to match something. `!` in front removes. Matching takes time in proportion to the
-lengths of pattern and name, whatever the pattern.
+`*` stands for any characters, dots included. `[8:24]`, `[-4:]`, `[::2]`, `[50%:]` and `[10,16-17]` stand for the index after a list's
+name, counted within that list. `{q,k}` stands for either; each alternative has to match something. `!` in front removes. Matching takes
+time in proportion to the lengths of pattern and name, whatever the pattern.
 """
 
 from __future__ import annotations

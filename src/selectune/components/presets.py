@@ -27,4 +27,4 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     "language-layers": ("language.layers.*", "language.encoder.layers.*"),
     "full": ("*",),
 }
-"""Name: patterns. `upper-…` is the upper half of the layers, rounded so that an odd middle layer is in it; `down` alone is the counter-example."""
+"""Name: patterns. `upper-…` is the upper half of the layers, an odd middle one included; `down` alone is the counter-example."""

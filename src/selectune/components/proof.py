@@ -1,7 +1,7 @@
 """The proof that a selection moved and that nothing else did.
 
-Before step 1, `forecast` sets what will move against what the config leads one to expect. `Proof.start` keeps a digest of every component, parameter
-and buffer; `Proof.check` compares. Digests are of one tensor at a time, so no second copy of the model is held.
+Before step 1, `forecast` sets what will move against what the config leads one to expect. `Proof.start` keeps a digest of every
+component, parameter and buffer; `Proof.check` compares. Digests are of one tensor at a time, so no second copy of the model is held.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class Proof:
     def check(self, net: nn.Module, *, still: Literal["forbid", "report"] = "forbid") -> Moved:
         """Compares `net` with what it was.
 
-        Raises SelectionViolated that names every component or buffer outside the selection that changed, every tie that was cut, and, unless
-        `still` is "report", every selected component in which nothing moved. Report is for steps that can leave a part as it is for good reason: an
-        expert that saw no token, or a step smaller than the last bit of a bfloat16 weight.
+        Raises SelectionViolated that names every component or buffer outside the selection that changed, every tie that was cut, and,
+        unless `still` is "report", every selected component in which nothing moved. Report is for steps that can leave a part as it is
+        for good reason: an expert that saw no token, or a step smaller than the last bit of a bfloat16 weight.
         """
         after = _state(net, self._components)
         selected = {(component.name, component.parameter, component.slice) for component in self.selection.components}

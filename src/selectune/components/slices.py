@@ -66,7 +66,8 @@ def covers(shape: tuple[int, ...], regions: Iterable[Region | None]) -> bool:
 def parted(shape: tuple[int, ...], regions: Iterable[Region | None]) -> bool:
     """Whether the regions are disjoint and together are the whole tensor: law 1 for one parameter.
 
-    Indices of an axis that lie in the same ranges are one cell, so that 768 regions of a packed expert tensor are counted on a grid of 768 cells.
+    Indices of an axis that lie in the same ranges are one cell, so that 768 regions of a packed expert tensor are counted on a grid of
+    768 cells.
     """
     return _parted(shape, tuple(regions))
 
@@ -106,10 +107,7 @@ def overlap(a: Region | None, b: Region | None) -> bool:
     if a is None or b is None:
         return True
     left, right = _by_axis(a), _by_axis(b)
-    for axis in left.keys() & right.keys():
-        if not any(_ranges_meet(one, other) for one in left[axis] for other in right[axis]):
-            return False
-    return True
+    return all(any(_ranges_meet(one, other) for one in left[axis] for other in right[axis]) for axis in left.keys() & right.keys())
 
 
 def _ranges_meet(a: range, b: range) -> bool:

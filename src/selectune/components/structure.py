@@ -1,4 +1,4 @@
-"""Where the towers of a model are, and where each tower's layers are: asked of the model and read off its modules, never off whole names."""
+"""Where a model's towers are, and each tower's layers: asked of the model and read off its modules, never off whole names."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def read_structure(net: nn.Module) -> Structure:
 
 
 def _whole_language(net: nn.Module, found: list[tuple[str, str]], by_identity: dict[int, str]) -> list[tuple[str, str]]:
-    """The towers, with the whole model as the language tower where that is what it is: no tower of another kind, or a decoder outside it."""
+    """The towers; the whole model is the language tower where there is no tower of another kind, or where a decoder lies outside it."""
     from transformers import PreTrainedModel
 
     language = [path for name, path in found if name == "language"]

@@ -46,6 +46,7 @@ def moves(events: Iterable[Event], name: str | None = None) -> list[Move]:
             name=event.name or "",
             update=event.subject or "",
             previous=event.body.get("previous"),
+            verdict=event.body.get("verdict", ""),
             kind=event.kind,
             reason=str(event.body.get("reason", "")),
             actor=event.actor,

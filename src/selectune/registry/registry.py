@@ -158,11 +158,13 @@ class Registry:
                 raise RegistryError(
                     f"{name} already points to {target[:12]}", where=self.where, then="See where it led from: selectune log"
                 )
-            body = {"previous": current, "reason": reason}
+            verdict = next(update.verdict for update in found if update.id == target)
+            body = {"previous": current, "reason": reason, "verdict": verdict}
             event = {**self._event(kind, actor), "name": name, "subject": target, "body": body}
             self._log.append_to(connection, event)
             seq = len(events) + 1
-        return Move(name=name, update=target, previous=current, kind=kind, reason=reason, actor=actor, created=str(event["utc"]), seq=seq)
+        moved = {"name": name, "update": target, "previous": current, "kind": kind, "reason": reason, "actor": actor, "verdict": verdict}
+        return Move(**moved, created=str(event["utc"]), seq=seq)
 
     def _previous(self, name: str, events: Sequence[Event]) -> str:
         history = moves(events, name)

@@ -90,6 +90,8 @@ class Move:
     created: str
     seq: int
     """The event's number."""
+    verdict: str = ""
+    """What the gate had said of the update that the name now points to; kept so that a promotion against it stays visible."""
 
     def to_json(self) -> dict[str, Any]:
         """The move as JSON."""

@@ -67,6 +67,8 @@ class Forward:
         self._sparse = False
         self._head: nn.Module | None = model.net.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers has no types here
         self._pad = model.tokenizer.pad_token_id or 0
+        image = getattr(model.net.config, "image_token_id", None)
+        self._image: int = -1 if image is None else image
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
         self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet"}
 
@@ -78,8 +80,7 @@ class Forward:
         labels = tensors.pop("labels").to(self._device)
         inputs: dict[str, Any] = {name: value.to(self._device) for name, value in tensors.items() if name in self._known}
         rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-        # The last label is a target only: nothing is predicted from its position or from what comes after it, so the model need not read that far.
-        width = int(columns.max()) + 1 if trim else labels.shape[1]
+        width = self._needed(inputs["input_ids"], columns) if trim else labels.shape[1]
         inputs = {name: value[:, :width] for name, value in inputs.items()} | self._seen(samples)
         return Batch(
             ids=tuple(sample.record_id for sample in samples),
@@ -89,6 +90,14 @@ class Forward:
             where=rows * width + columns,
             targets=labels[rows, columns + 1],
         )
+
+    def _needed(self, ids: Tensor, columns: Tensor) -> int:
+        """How far the model must read. The last label is a target only: nothing is predicted from its position or from any after it.
+
+        A picture after the last label stays, for its features go in with the others.
+        """
+        width = int(columns.max()) + 1
+        return ids.shape[1] if bool((ids[:, width:] == self._image).any()) else width
 
     def _seen(self, samples: Sequence[Encoded]) -> dict[str, Any]:
         """What the model gets for the samples' pictures: features if a tower is kept, else pixels; nothing for text alone."""
