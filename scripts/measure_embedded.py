@@ -22,7 +22,7 @@ def tasks() -> list[Task]:
     found = []
     for name in embedded.SKILLS:
         records = read_records(Data(source=f"embedded:{name}", split="test"))
-        found.append(Task(name=name, records=records, kind=KINDS.get(name, "generate"), role="held-out" if name in embedded.HELD_OUT else "target"))
+        found.append(Task(name=name, records=records, kind=KINDS.get(name, "generate"), role="target" if name in embedded.TARGETS else "held-out"))
     return found
 
 

@@ -132,7 +132,7 @@ def _components(
             some = [part for part in parts if part in asked]
             if some and len(some) < len(parts):
                 raise NotYet(
-                    f"{component.parameter} holds {', '.join(parts)} in one tensor of unknown layout, and only {', '.join(some)} is asked for",
+                    f"{component.parameter} holds {', '.join(parts)}; its layout is unknown, and only {', '.join(some)} is asked for",
                     where=where,
                     then=f"Select {component.name} as a whole, or leave it out.",
                 )

