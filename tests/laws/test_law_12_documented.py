@@ -108,6 +108,7 @@ def run_console(block: Block, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_marked_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):

@@ -97,7 +97,8 @@ def promote(
 
         move = Registry.open(registry).promote(update, name, reason, actor or getpass.getuser())
         if move.verdict != "passed":
-            screen.say(f"note: the gate's word on {move.update[:12]} was: {move.verdict or 'none, it was not judged'}; the log keeps that beside your reason")
+            word = move.verdict or "none, it was not judged"
+            screen.say(f"note: the gate's word on {move.update[:12]} was: {word}; the log keeps that beside your reason")
         screen.show(
             move.to_json(), lambda console: console.print(f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})")
         )

@@ -76,6 +76,11 @@ class EfficientNetLiteModel(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     base_model_prefix = "tower"
     main_input_name = "pixel_values"
+    # It has no attention, so that any implementation suits it; without this transformers refuses to choose one for the whole model.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
