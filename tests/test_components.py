@@ -106,7 +106,7 @@ def _convnet_llava() -> PreTrainedModel:
             return self._conv_first
 
     text = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
-    net = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(hidden_size=16, num_hidden_layers=1)))
+    net = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)))
     config = OddConfig()
     net.model.vision_tower = OddModel(config)
     net.config.vision_config = config
@@ -299,7 +299,8 @@ def test_the_json_has_the_shape_of_the_design(tiny: Tiny) -> None:
 def test_an_architecture_is_mapped_without_weights() -> None:
     document = map_architecture("llava").to_json()
     assert document["model"] == "arch:llava"
-    assert document["elements"] == 7_063_427_072
+    # Llama 7B with 32,000 words, CLIP's large tower at 336 pixels, and a projector of 1024 to 4096 to 4096.
+    assert document["elements"] == 6_738_415_616 + 303_507_456 + (1024 + 1) * 4096 + (4096 + 1) * 4096
     row = next(row for row in document["components"] if row["name"] == "language.layers.0.attn.q")
     assert row == {
         "name": "language.layers.0.attn.q",

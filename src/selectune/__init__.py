@@ -83,11 +83,19 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
+def _register_configuration(_: Any) -> None:
+    """Makes transformers' `AutoConfig` know the embedded model's vision tower, as soon as it is there."""
+    from selectune.embedded.configuration import register
+
+    register()
+
+
 def _register_tower(_: Any) -> None:
-    """Makes transformers' auto classes know the embedded model's vision tower, as soon as they are there."""
+    """The same for `AutoModel`."""
     from selectune.embedded.tower import register
 
     register()
 
 
+register_post_import_hook(_register_configuration, "transformers.models.auto.configuration_auto")
 register_post_import_hook(_register_tower, "transformers.models.auto.modeling_auto")

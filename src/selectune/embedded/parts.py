@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.initialization import no_init_weights
 
-from selectune.embedded.tower import EfficientNetLiteConfig, fold, register
+from selectune.embedded.configuration import EfficientNetLiteConfig
+from selectune.embedded.tower import fold, register
 from selectune.errors import MissingPackage
 
 LANGUAGE_FILE, VISION_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf", "models/efficientnet-lite0-57934424.pth"

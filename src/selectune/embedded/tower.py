@@ -12,32 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from selectune.embedded import configuration
+from selectune.embedded.configuration import HEAD, EfficientNetLiteConfig
 
 # (repeats, kernel, stride, expansion, channels out): EfficientNet-B0's table, with Lite's fixed stem of 32 and head of 1280.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
-STEM, HEAD = 32, 1280
+STEM = 32
 # Batch norm's epsilon in the published weights.
 EPSILON = 1e-3
-
-
-class EfficientNetLiteConfig(PreTrainedConfig):
-    """Which maps become an image token: `grid` x `grid` tokens, each made of the last map and of finer cells of two earlier ones."""
-
-    model_type = "selectune_efficientnet_lite"
-    image_size: int = 224
-    grid: int = 4
-    """Tokens along one side: 4 gives 16 tokens."""
-    middle_cells: int = 2
-    """Cells along a token's side taken from the stride-16 map (112 channels)."""
-    fine_cells: int = 4
-    """Cells along a token's side taken from the stride-8 map (40 channels)."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Channels of one image token: 1280 + 112 x middle_cells**2 + 40 x fine_cells**2."""
-        return HEAD + 112 * self.middle_cells**2 + 40 * self.fine_cells**2
 
 
 class SameConv(nn.Conv2d):
@@ -151,5 +136,5 @@ def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def register() -> None:
     """Makes transformers' auto classes know the tower."""
-    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
+    configuration.register()
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)

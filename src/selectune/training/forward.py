@@ -104,7 +104,9 @@ class Forward:
         if self._tower is not None:
             return inject(self._tower.of(self._encoder, [picture for sample in samples for picture in sample.pictures]))
         # transformers' towers cast pixels to their own dtype, so every collator hands them over as the processor made them.
-        return {name: value.to(self._device) for name, value in self._encoder.pixels(*(sample.pictures for sample in samples)).items()}
+        # A copy is aligned as torch aligns, wherever numpy had it, so that the same picture gives the same bits.
+        pixels = self._encoder.pixels(*(sample.pictures for sample in samples))
+        return {name: value.to(self._device, copy=True) for name, value in pixels.items()}
 
     def losses(self, batch: Batch) -> Tensor:
         """Negative log likelihood (nats, fp32) of each labelled token, in the order of `batch.targets`."""
