@@ -106,7 +106,9 @@ def _convnet_llava() -> PreTrainedModel:
             return self._conv_first
 
     text = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
-    net = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)))
+    net = LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+    )
     config = OddConfig()
     net.model.vision_tower = OddModel(config)
     net.config.vision_config = config

@@ -16,7 +16,7 @@ from selectune.errors import InputError
 if TYPE_CHECKING:
     from selectune.reporting import RunResult
 
-DEMO = ("demo-attention", "demo-language")
+DEMO = ("demo-attention", "demo-language", "demo-language-low")
 QUICK = {"skills": 1, "steps": 8, "records": 16}
 """What `demo --quick` cuts its recipes to."""
 
@@ -28,7 +28,7 @@ def demo(
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
-    """Skills in sequence on the embedded model, once with attention alone and once with the whole language tower, in one report."""
+    """Skills in sequence on the embedded model, with attention alone and with the whole language tower at two rates, in one report."""
     from selectune.recipe import read_recipe
 
     with Screen(as_json=as_json) as screen:

@@ -134,7 +134,7 @@ class Tower:
     def _compute(self, encoder: Encoder, pictures: Sequence[Picture]) -> list[Features]:
         # An evaluation may call from inference mode; tensors made there could not be used in training.
         with torch.inference_mode(False), torch.no_grad():
-            # A copy, because processors hand over numpy's memory, aligned to 16 bytes: the last bits of a product may depend on where its input lies.
+            # A copy is aligned as torch aligns, wherever numpy had it: the last bits of a product may depend on that.
             pixels = {
                 name: value.to(self._device, self._dtype if value.is_floating_point() else None, copy=True)
                 for name, value in encoder.pixels(*([picture] for picture in pictures)).items()
