@@ -1,7 +1,7 @@
 """Which rate teaches a selection most: python benchmarks/rates.py [--steps 24] [--rates 5e-5 1e-4 2e-4 4e-4] [--out rates.json].
 
-Trains the first skill of each demo recipe at each rate, on its training records, and scores it on validation records only: of the skill, and of the
-held-out skills. One seed; intervals are for the samples, not for seeds.
+Trains the first skill of each demo recipe at each rate, on its training records, and scores it on validation records only: of the skill,
+and of the held-out skills. One seed; intervals are for the samples, not for seeds.
 """
 
 from __future__ import annotations
@@ -54,9 +54,17 @@ def main() -> None:
                 after = evaluate(child, tasks, stage=f"{rate:g}", batch=64, base=base)
             learned = statistics.score(list(after.scores(options.skill).values()))
             held = sum(after.score(task) for task in HELD_OUT) / len(HELD_OUT)
-            row = {"recipe": name, "lr": rate, "learned": [learned.value, learned.low, learned.high], "held_out": held, "loss": training.steps[-1].loss}
+            row = {
+                "recipe": name,
+                "lr": rate,
+                "learned": [learned.value, learned.low, learned.high],
+                "held_out": held,
+                "loss": training.steps[-1].loss,
+            }
             found.append(row | {"s_per_step": training.seconds / len(training.steps), "scores": {t: after.score(t) for t in after.tasks}})
-            print(json.dumps(found[-1]), training.reasons, f"eval {after.seconds:.0f} s, all {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                json.dumps(found[-1]), training.reasons, f"eval {after.seconds:.0f} s, all {time.monotonic() - started:.0f} s", flush=True
+            )
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

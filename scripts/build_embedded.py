@@ -1,7 +1,8 @@
 """Makes the embedded model's alignment and skills from package data alone: python scripts/build_embedded.py [--out DIR] [--steps N].
 
-Needs, besides `make install` and `pip install scikit-learn peft easy-vqa==1.0 --no-deps`: the Debian packages fonts-noto-color-emoji, fonts-dejavu-core,
-dataset-fashion-mnist and unicode-data, and two npm archives unpacked (`npm pack emoji-datasource-twitter@16.0.0 svg-country-flags@1.2.10`).
+Needs, besides `make install` and `pip install scikit-learn peft easy-vqa==1.0 --no-deps`: the Debian packages fonts-noto-color-emoji,
+fonts-dejavu-core, dataset-fashion-mnist and unicode-data, and two npm archives unpacked (`npm pack emoji-datasource-twitter@16.0.0
+svg-country-flags@1.2.10`).
 """
 
 from __future__ import annotations
@@ -59,10 +60,18 @@ def write_skills(found: dict[str, list[dict[str, Any]]], out: Path) -> None:
 
     features = Features(
         {
-            "id": Value("string"), "image": Image(), "question": Value("string"), "answer": Value("string"), "choices": List(Value("string")),
-            "answers": List(Value("string")), "cluster": Value("string"), "split": Value("string"), "source": Value("string"), "synthetic": Value("bool"),
+            "id": Value("string"),
+            "image": Image(),
+            "question": Value("string"),
+            "answer": Value("string"),
+            "choices": List(Value("string")),
+            "answers": List(Value("string")),
+            "cluster": Value("string"),
+            "split": Value("string"),
+            "source": Value("string"),
+            "synthetic": Value("bool"),
         }
-    )  # fmt: skip
+    )
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in found.items():
         Dataset.from_list(rows, features=features).to_parquet(out / f"{name}.parquet")
@@ -73,7 +82,9 @@ def main() -> None:
     """Skills first, then features, then the alignment."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PACKAGE)
-    parser.add_argument("--artwork", type=Path, required=True, help="folder with the two npm archives unpacked as tw/package and flags/package")
+    parser.add_argument(
+        "--artwork", type=Path, required=True, help="folder with the two npm archives unpacked as tw/package and flags/package"
+    )
     parser.add_argument("--steps", type=int, default=alignment.Settings().steps)
     parser.add_argument("--skills-only", action="store_true")
     options = parser.parse_args()
@@ -87,7 +98,11 @@ def main() -> None:
     pictures: dict[Any, int] = {}
     numbers = [pictures.setdefault((row["image"].size, row["image"].tobytes()), len(pictures)) for row in rows]
     unique = dict(zip(numbers, (row["image"] for row in rows), strict=True))
-    print(f"{len(rows)} examples, {len(unique)} pictures, {time.monotonic() - started:.0f} s", Counter(row["id"].split("/")[0] for row in rows), flush=True)
+    print(
+        f"{len(rows)} examples, {len(unique)} pictures, {time.monotonic() - started:.0f} s",
+        Counter(row["id"].split("/")[0] for row in rows),
+        flush=True,
+    )
     rehearsed = alignment.rehearsal(net.to(torch.bfloat16), processor.tokenizer)
     print(f"rehearsal {len(rehearsed)}, {time.monotonic() - started:.0f} s", flush=True)
     raw = alignment.features(net, processor, [unique[n] for n in range(len(unique))])

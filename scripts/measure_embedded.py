@@ -1,4 +1,4 @@
-"""Measures every skill of the embedded model on its whole test split and writes the table into its model card: python scripts/measure_embedded.py."""
+"""Measures every skill of the embedded model on its whole test split: python scripts/measure_embedded.py [--write, into the card]."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-import selectune.embedded as embedded
-from selectune import models, statistics
+from selectune import embedded, models, statistics
 from selectune.evaluation import Measurement, Suite, Task, evaluate
 from selectune.recipe import Data
 from selectune.records import read_records
@@ -22,7 +21,9 @@ def tasks() -> list[Task]:
     found = []
     for name in embedded.SKILLS:
         records = read_records(Data(source=f"embedded:{name}", split="test"))
-        found.append(Task(name=name, records=records, kind=KINDS.get(name, "generate"), role="target" if name in embedded.TARGETS else "held-out"))
+        found.append(
+            Task(name=name, records=records, kind=KINDS.get(name, "generate"), role="target" if name in embedded.TARGETS else "held-out")
+        )
     return found
 
 
@@ -52,7 +53,9 @@ def main() -> None:
     text = table(measurement, found)
     print(text, f"\n{measurement.seconds:.0f} s, model {measurement.model_id}")
     if "--write" in sys.argv:
-        card = re.sub(r"(<!-- scores -->).*(<!-- /scores -->)", lambda m: f"{m[1]}\n{text}\n{m[2]}", CARD.read_text(encoding="utf-8"), flags=re.DOTALL)
+        card = re.sub(
+            r"(<!-- scores -->).*(<!-- /scores -->)", lambda m: f"{m[1]}\n{text}\n{m[2]}", CARD.read_text(encoding="utf-8"), flags=re.DOTALL
+        )
         CARD.write_text(card, encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ def test_what_is_shipped_is_small() -> None:
 
 
 def test_an_unknown_skill_names_the_known_ones() -> None:
-    with pytest.raises(NoMatch, match='"digit" is no embedded skill.*digits'):
+    with pytest.raises(NoMatch, match=r'"digit" is no embedded skill.*digits'):
         embedded.skill("digit")
 
 
@@ -138,7 +138,10 @@ def test_it_has_the_parts_that_its_card_names(model: Model) -> None:
 
 @pytest.mark.slow
 def test_it_answers_what_it_was_taught_and_not_what_it_was_not(model: Model) -> None:
-    tasks = [Task(name=name, records=read_records(Data(source=f"embedded:{name}", split="test", limit=40))) for name in ("shapes", "kinds", "digits")]
+    tasks = [
+        Task(name=name, records=read_records(Data(source=f"embedded:{name}", split="test", limit=40)))
+        for name in ("shapes", "kinds", "digits")
+    ]
     measured = evaluate(model, Suite(tasks=tuple(tasks)), stage="base", batch=40)
     assert measured.score("shapes") > 0.9
     assert measured.score("kinds") > 0.6
@@ -156,7 +159,11 @@ def test_after_import_selectune_transformers_loads_a_saved_copy(model: Model, tm
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in model.net.state_dict().items())
     processor = AutoProcessor.from_pretrained(tmp_path)
     words = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What shape is in the image?"}]}]
-    assert processor.apply_chat_template(words) == model.processor.apply_chat_template(words) == "<image>\nQuestion: What shape is in the image?\nAnswer:"
+    assert (
+        processor.apply_chat_template(words)
+        == model.processor.apply_chat_template(words)
+        == "<image>\nQuestion: What shape is in the image?\nAnswer:"
+    )
 
 
 def test_importing_the_embedded_package_needs_no_torch() -> None:

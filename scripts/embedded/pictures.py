@@ -10,7 +10,14 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = 104
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
-FACES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono.ttf", "DejaVuSansCondensed.ttf")
+FACES = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSansCondensed.ttf",
+)
 INKS = ("black", "navy", "darkred", "darkgreen", "purple", "saddlebrown", "teal", "crimson")
 PAPERS = ("white", "ivory", "whitesmoke", "lightyellow", "aliceblue", "mistyrose", "honeydew")
 SHAPES = ("circle", "square", "triangle", "star")
@@ -42,7 +49,9 @@ def clock(rng: random.Random, hour: int, minute: int) -> Image.Image:
     x, y = SIZE / 2 + rng.uniform(-3, 3), SIZE / 2 + rng.uniform(-3, 3)
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ink, width=rng.randint(2, 4), fill="white")
     for tick in range(12):
-        draw.line([_at(x, y, radius * 0.95, tick / 12), _at(x, y, radius * (0.78 if tick % 3 == 0 else 0.86), tick / 12)], fill=ink, width=2)
+        draw.line(
+            [_at(x, y, radius * 0.95, tick / 12), _at(x, y, radius * (0.78 if tick % 3 == 0 else 0.86), tick / 12)], fill=ink, width=2
+        )
     draw.line([(x, y), _at(x, y, radius * 0.5, (hour % 12 + minute / 60) / 12)], fill=ink, width=rng.randint(6, 7))
     draw.line([(x, y), _at(x, y, radius * 0.8, minute / 60)], fill=rng.choice((ink, "crimson")), width=rng.randint(2, 3))
     return picture
@@ -70,7 +79,9 @@ def on_paper(rng: random.Random, cutout: Image.Image, share: tuple[float, float]
     paper = Image.new("RGB", (SIZE, SIZE), rng.choice(PAPERS))
     side = SIZE * rng.uniform(*share)
     scale = side / max(cutout.size)
-    small = cutout.convert("RGBA").resize((max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale))), Image.Resampling.LANCZOS)
+    small = cutout.convert("RGBA").resize(
+        (max(1, round(cutout.width * scale)), max(1, round(cutout.height * scale))), Image.Resampling.LANCZOS
+    )
     small = small.rotate(rng.uniform(-8, 8), expand=True, resample=Image.Resampling.BICUBIC)
     at = (rng.randint(0, max(0, SIZE - small.width)), rng.randint(0, max(0, SIZE - small.height)))
     paper.paste(small, at, small)

@@ -1,7 +1,8 @@
 """Makes the skills of the embedded model from package data: rows of picture, question and answer, in splits that share no picture.
 
-Real: clothes (photographs, Fashion-MNIST), digits (handwriting, scikit-learn). Third-party artwork: shapes, colours, yes-no (easy-VQA), kinds and captions
-(Noto emoji, OFL), flags (public-domain drawings to train, Noto's to test). Synthetic, drawn here: counting, clocks, words. Text of our own: questions, prose.
+Real: clothes (photographs, Fashion-MNIST), digits (handwriting, scikit-learn). Third-party artwork: shapes, colours, yes-no (easy-VQA),
+kinds and captions (Noto emoji, OFL), flags (public-domain drawings to train, Noto's to test). Synthetic, drawn here: counting, clocks,
+words. Text of our own: questions, prose.
 """
 
 from __future__ import annotations
@@ -27,21 +28,16 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 EMOJI_LIST = Path("/usr/share/unicode/emoji/emoji-test.txt")
 CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 NUMBERS = tuple(str(n) for n in range(1, 10))
-WORDS = (
-    "apple bread chair river house green light water paper music garden window bridge summer winter yellow orange silver market doctor "
-    "letter number flower animal street school engine camera button island"
-).split()
-COUNTRIES = {
-    "fr": "France", "de": "Germany", "it": "Italy", "es": "Spain", "jp": "Japan", "cn": "China", "us": "America", "gb": "Britain", "ca": "Canada",
-    "br": "Brazil", "ru": "Russia", "in": "India", "ch": "Switzerland", "se": "Sweden", "gr": "Greece", "tr": "Turkey", "ar": "Argentina",
-    "kr": "Korea", "za": "South Africa", "eg": "Egypt", "ua": "Ukraine", "ie": "Ireland", "pl": "Poland", "at": "Austria",
-}  # fmt: skip
-KINDS = {
-    "animal": r"animal-.*|cat-face|monkey-face", "plant": r"plant-.*", "food": r"food-.*", "face": r"face-.*", "hand": r"hand.*",
-    "person": r"person.*|family", "building": r"place-(building|religious)", "vehicle": r"transport-(ground|water|air)", "clothing": r"clothing",
-    "symbol": r"arrow|religion|zodiac|av-symbol|math|punctuation|other-symbol|alphanum|geometric|transport-sign|warning|keycap",
-}  # fmt: skip
-NAMED = ("animal", "plant", "food", "building", "vehicle", "clothing")
+WORDS = ["apple", "bread", "chair", "river", "house", "green", "light", "water", "paper", "music", "garden", "window", "bridge", "summer",
+"winter", "yellow", "orange", "silver", "market", "doctor", "letter", "number", "flower", "animal", "street", "school", "engine",
+"camera", "button", "island"] COUNTRIES = { "fr": "France", "de": "Germany", "it": "Italy", "es": "Spain", "jp": "Japan", "cn": "China",
+"us": "America", "gb": "Britain", "ca": "Canada", "br": "Brazil", "ru": "Russia", "in": "India", "ch": "Switzerland", "se": "Sweden",
+"gr": "Greece", "tr": "Turkey", "ar": "Argentina", "kr": "Korea", "za": "South Africa", "eg": "Egypt", "ua": "Ukraine", "ie": "Ireland",
+"pl": "Poland", "at": "Austria", } KINDS = { "animal": r"animal-.*|cat-face|monkey-face", "plant": r"plant-.*", "food": r"food-.*",
+"face": r"face-.*", "hand": r"hand.*", "person": r"person.*|family", "building": r"place-(building|religious)", "vehicle":
+r"transport-(ground|water|air)", "clothing": r"clothing", "symbol":
+r"arrow|religion|zodiac|av-symbol|math|punctuation|other-symbol|alphanum|geometric|transport-sign|warning|keycap", } NAMED = ("animal",
+"plant", "food", "building", "vehicle", "clothing")
 
 
 def row(skill: str, split: str, key: object, picture: Image.Image | None, question: str, answer: str, **more: Any) -> Row:
@@ -50,7 +46,7 @@ def row(skill: str, split: str, key: object, picture: Image.Image | None, questi
     return {
         "id": identity, "image": picture, "question": question, "answer": answer, "choices": more.get("choices"), "answers": more.get("answers"),
         "cluster": more.get("cluster", identity), "split": split, "source": more["source"], "synthetic": more.get("synthetic", False),
-    }  # fmt: skip
+    }
 
 
 def clothes(sizes: dict[str, int]) -> Iterator[Row]:
@@ -58,11 +54,22 @@ def clothes(sizes: dict[str, int]) -> Iterator[Row]:
     read = {"train": "train", "validation": "train", "test": "t10k"}
     skip = {"train": 0, "validation": 50_000, "test": 0}
     for split, count in sizes.items():
-        images = np.frombuffer(gzip.decompress((FASHION / f"{read[split]}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
+        images = np.frombuffer(
+            gzip.decompress((FASHION / f"{read[split]}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
+        ).reshape(-1, 28, 28)
         labels = np.frombuffer(gzip.decompress((FASHION / f"{read[split]}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
         for index in range(skip[split], skip[split] + count):
             picture = Image.fromarray(images[index]).convert("L")
-            yield row("clothes", split, index, picture, "What kind of clothing is this?", CLOTHES[labels[index]], choices=CLOTHES, source="Fashion-MNIST")
+            yield row(
+                "clothes",
+                split,
+                index,
+                picture,
+                "What kind of clothing is this?",
+                CLOTHES[labels[index]],
+                choices=CLOTHES,
+                source="Fashion-MNIST",
+            )
 
 
 def easy_vqa(sizes: dict[str, int]) -> dict[str, list[Row]]:
@@ -96,7 +103,7 @@ def easy_vqa(sizes: dict[str, int]) -> dict[str, list[Row]]:
 
 @cache
 def emoji_names() -> dict[str, tuple[str, str, str]]:
-    """Each drawable single emoji: its kind, its name and its split (fixed by the code point, so artwork of one emoji never crosses splits)."""
+    """Each drawable single emoji: its kind, its name and its split (by the code point, so artwork of one never crosses splits)."""
     found: dict[str, tuple[str, str, str]] = {}
     group = ""
     for line in EMOJI_LIST.read_text(encoding="utf-8").splitlines():
@@ -121,7 +128,7 @@ def kinds(sizes: dict[str, int], twitter: Path | None = None) -> Iterator[Row]:
                 yield row(
                     "kinds", split, f"{ord(text):x}-{copy}-{look}", pictures.on_paper(rng, cutout), "What kind of thing is this?", kind,
                     choices=tuple(KINDS), cluster=f"emoji/{ord(text):x}", source="Noto emoji" if copy == 0 else "Twemoji",
-                )  # fmt: skip
+                )
 
 
 def captions(sizes: dict[str, int], twitter: Path | None = None) -> Iterator[Row]:
@@ -131,7 +138,7 @@ def captions(sizes: dict[str, int], twitter: Path | None = None) -> Iterator[Row
             for copy, cutout in enumerate(_artwork(text, twitter if split == "train" else None)):
                 rng = random.Random(f"captions {text} {copy}")
                 yield _caption(split, f"{ord(text):x}-{copy}", pictures.on_paper(rng, cutout), name, f"emoji/{ord(text):x}", "Noto emoji")
-    for item in clothes({split: size for split, size in sizes.items()}):
+    for item in clothes(dict(sizes)):
         yield _caption(item["split"], item["id"], item["image"], f"grey photo of a {item['answer']}", item["id"], item["source"])
     drawn: dict[str, dict[str, str]] = defaultdict(dict)
     images: dict[str, Row] = {}
@@ -155,7 +162,14 @@ def clocks(sizes: dict[str, int]) -> Iterator[Row]:
             rng = random.Random(f"clocks {split} {index}")
             hour, minute = index % 12 + 1, (0, 15, 30, 45)[index // 12 % 4]
             yield row(
-                "clocks", split, index, pictures.clock(rng, hour, minute), "What time does the clock show?", f"{hour}:{minute:02d}", source="drawn", synthetic=True
+                "clocks",
+                split,
+                index,
+                pictures.clock(rng, hour, minute),
+                "What time does the clock show?",
+                f"{hour}:{minute:02d}",
+                source="drawn",
+                synthetic=True,
             )
 
 
@@ -166,7 +180,17 @@ def counting(sizes: dict[str, int]) -> Iterator[Row]:
             rng = random.Random(f"counting {split} {index}")
             number = rng.randint(1, 9)
             picture = pictures.counting(rng, number)
-            yield row("counting", split, index, picture, "How many objects are there?", str(number), choices=NUMBERS, source="drawn", synthetic=True)
+            yield row(
+                "counting",
+                split,
+                index,
+                picture,
+                "How many objects are there?",
+                str(number),
+                choices=NUMBERS,
+                source="drawn",
+                synthetic=True,
+            )
 
 
 def words(sizes: dict[str, int]) -> Iterator[Row]:
@@ -175,7 +199,17 @@ def words(sizes: dict[str, int]) -> Iterator[Row]:
         for index in range(count):
             rng = random.Random(f"words {split} {index}")
             text = rng.choice(WORDS)
-            yield row("words", split, index, pictures.word(rng, text), "What word is printed?", text, choices=tuple(WORDS), source="drawn", synthetic=True)
+            yield row(
+                "words",
+                split,
+                index,
+                pictures.word(rng, text),
+                "What word is printed?",
+                text,
+                choices=tuple(WORDS),
+                source="drawn",
+                synthetic=True,
+            )
 
 
 def digits(sizes: dict[str, int]) -> Iterator[Row]:
@@ -188,7 +222,16 @@ def digits(sizes: dict[str, int]) -> Iterator[Row]:
         for index in range(start, start + count):
             picture = Image.fromarray((255 - data.images[index] / 16 * 255).astype(np.uint8))
             choices = tuple(str(n) for n in range(10))
-            yield row("digits", split, index, picture, "What digit is written here?", str(data.target[index]), choices=choices, source="scikit-learn digits")
+            yield row(
+                "digits",
+                split,
+                index,
+                picture,
+                "What digit is written here?",
+                str(data.target[index]),
+                choices=choices,
+                source="scikit-learn digits",
+            )
         start += count
 
 
@@ -209,7 +252,7 @@ def flags(sizes: dict[str, int], drawings: Path, twitter: Path) -> Iterator[Row]
             yield row(
                 "flags", split, index, pictures.on_paper(rng, cutout), "Which country has this flag?", COUNTRIES[code], choices=tuple(COUNTRIES.values()),
                 cluster=f"flags/{split}/{code}", source=source,
-            )  # fmt: skip
+            )
 
 
 def questions() -> Iterator[Row]:
@@ -217,7 +260,16 @@ def questions() -> Iterator[Row]:
     for index, line in enumerate(QUESTIONS.splitlines()):
         question, *choices = line.split("|")
         shuffled = random.Random(f"questions {index}").sample(choices, len(choices))
-        yield row("questions", "validation" if index < 20 else "test", index, None, question, choices[0], choices=tuple(shuffled), source="selectune")
+        yield row(
+            "questions",
+            "validation" if index < 20 else "test",
+            index,
+            None,
+            question,
+            choices[0],
+            choices=tuple(shuffled),
+            source="selectune",
+        )
 
 
 def prose() -> Iterator[Row]:

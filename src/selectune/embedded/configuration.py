@@ -1,4 +1,4 @@
-"""The configuration of the embedded model's vision tower, apart from the tower so that transformers can know it before any model class exists."""
+"""The configuration of the embedded model's vision tower, apart from it so that transformers can know it before any model class."""
 
 from __future__ import annotations
 

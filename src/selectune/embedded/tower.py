@@ -1,7 +1,7 @@
-"""The vision tower of the embedded model: EfficientNet-Lite0 as a transformers `PreTrainedModel` that gives one feature vector per image token.
+"""The vision tower of the embedded model: EfficientNet-Lite0 as a `PreTrainedModel` that gives one feature vector per image token.
 
-Architecture: Tan and Le (2019), "EfficientNet"; the Lite variant drops squeeze-and-excitation and uses ReLU6. Batch norms are folded into the
-convolutions when the weights are read (`fold`), so the tower has no running statistics that training could disturb.
+Architecture: Tan and Le (2019), "EfficientNet"; the Lite variant drops squeeze-and-excitation and uses ReLU6. Batch norms are folded into
+the convolutions when the weights are read (`fold`), so the tower has no running statistics that training could disturb.
 """
 
 from __future__ import annotations
