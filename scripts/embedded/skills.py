@@ -28,24 +28,65 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 EMOJI_LIST = Path("/usr/share/unicode/emoji/emoji-test.txt")
 CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 NUMBERS = tuple(str(n) for n in range(1, 10))
-WORDS = ["apple", "bread", "chair", "river", "house", "green", "light", "water", "paper", "music", "garden", "window", "bridge", "summer",
-"winter", "yellow", "orange", "silver", "market", "doctor", "letter", "number", "flower", "animal", "street", "school", "engine",
-"camera", "button", "island"] COUNTRIES = { "fr": "France", "de": "Germany", "it": "Italy", "es": "Spain", "jp": "Japan", "cn": "China",
-"us": "America", "gb": "Britain", "ca": "Canada", "br": "Brazil", "ru": "Russia", "in": "India", "ch": "Switzerland", "se": "Sweden",
-"gr": "Greece", "tr": "Turkey", "ar": "Argentina", "kr": "Korea", "za": "South Africa", "eg": "Egypt", "ua": "Ukraine", "ie": "Ireland",
-"pl": "Poland", "at": "Austria", } KINDS = { "animal": r"animal-.*|cat-face|monkey-face", "plant": r"plant-.*", "food": r"food-.*",
-"face": r"face-.*", "hand": r"hand.*", "person": r"person.*|family", "building": r"place-(building|religious)", "vehicle":
-r"transport-(ground|water|air)", "clothing": r"clothing", "symbol":
-r"arrow|religion|zodiac|av-symbol|math|punctuation|other-symbol|alphanum|geometric|transport-sign|warning|keycap", } NAMED = ("animal",
-"plant", "food", "building", "vehicle", "clothing")
+WORDS = """
+apple bread chair river house green light water paper music garden window bridge summer winter yellow orange silver market doctor letter
+number flower animal street school engine camera button island
+""".split()
+COUNTRIES = {
+    "fr": "France",
+    "de": "Germany",
+    "it": "Italy",
+    "es": "Spain",
+    "jp": "Japan",
+    "cn": "China",
+    "us": "America",
+    "gb": "Britain",
+    "ca": "Canada",
+    "br": "Brazil",
+    "ru": "Russia",
+    "in": "India",
+    "ch": "Switzerland",
+    "se": "Sweden",
+    "gr": "Greece",
+    "tr": "Turkey",
+    "ar": "Argentina",
+    "kr": "Korea",
+    "za": "South Africa",
+    "eg": "Egypt",
+    "ua": "Ukraine",
+    "ie": "Ireland",
+    "pl": "Poland",
+    "at": "Austria",
+}
+KINDS = {
+    "animal": r"animal-.*|cat-face|monkey-face",
+    "plant": r"plant-.*",
+    "food": r"food-.*",
+    "face": r"face-.*",
+    "hand": r"hand.*",
+    "person": r"person.*|family",
+    "building": r"place-(building|religious)",
+    "vehicle": r"transport-(ground|water|air)",
+    "clothing": r"clothing",
+    "symbol": r"arrow|religion|zodiac|av-symbol|math|punctuation|other-symbol|alphanum|geometric|transport-sign|warning|keycap",
+}
+NAMED = ("animal", "plant", "food", "building", "vehicle", "clothing")
 
 
 def row(skill: str, split: str, key: object, picture: Image.Image | None, question: str, answer: str, **more: Any) -> Row:
     """One example; `choices` for a closed set of answers, `cluster` for rows that share a picture."""
     identity = f"{skill}/{split}/{key}"
     return {
-        "id": identity, "image": picture, "question": question, "answer": answer, "choices": more.get("choices"), "answers": more.get("answers"),
-        "cluster": more.get("cluster", identity), "split": split, "source": more["source"], "synthetic": more.get("synthetic", False),
+        "id": identity,
+        "image": picture,
+        "question": question,
+        "answer": answer,
+        "choices": more.get("choices"),
+        "answers": more.get("answers"),
+        "cluster": more.get("cluster", identity),
+        "split": split,
+        "source": more["source"],
+        "synthetic": more.get("synthetic", False),
     }
 
 
@@ -126,8 +167,15 @@ def kinds(sizes: dict[str, int], twitter: Path | None = None) -> Iterator[Row]:
             for look in range(sizes[split]):
                 rng = random.Random(f"kinds {text} {copy} {look}")
                 yield row(
-                    "kinds", split, f"{ord(text):x}-{copy}-{look}", pictures.on_paper(rng, cutout), "What kind of thing is this?", kind,
-                    choices=tuple(KINDS), cluster=f"emoji/{ord(text):x}", source="Noto emoji" if copy == 0 else "Twemoji",
+                    "kinds",
+                    split,
+                    f"{ord(text):x}-{copy}-{look}",
+                    pictures.on_paper(rng, cutout),
+                    "What kind of thing is this?",
+                    kind,
+                    choices=tuple(KINDS),
+                    cluster=f"emoji/{ord(text):x}",
+                    source="Noto emoji" if copy == 0 else "Twemoji",
                 )
 
 
@@ -250,8 +298,15 @@ def flags(sizes: dict[str, int], drawings: Path, twitter: Path) -> Iterator[Row]
                 cutout = pictures.emoji("".join(map(chr, letters)))
             source = {"train": "svg-country-flags", "validation": "Twemoji", "test": "Noto emoji"}[split]
             yield row(
-                "flags", split, index, pictures.on_paper(rng, cutout), "Which country has this flag?", COUNTRIES[code], choices=tuple(COUNTRIES.values()),
-                cluster=f"flags/{split}/{code}", source=source,
+                "flags",
+                split,
+                index,
+                pictures.on_paper(rng, cutout),
+                "Which country has this flag?",
+                COUNTRIES[code],
+                choices=tuple(COUNTRIES.values()),
+                cluster=f"flags/{split}/{code}",
+                source=source,
             )
 
 

