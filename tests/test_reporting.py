@@ -376,3 +376,19 @@ def test_the_style_sheet_and_script_are_those_that_the_policy_names() -> None:
 def test_reporting_does_not_import_torch() -> None:
     code = "import sys, selectune.reporting, selectune.reporting.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_labels_of_marks_that_lie_close_do_not_cover_each_other() -> None:
+    import itertools
+
+    from selectune.reporting import charts
+
+    axis = charts.Axis(title="points", low=0, high=100, ticks=((0, "0"), (100, "100")))
+    series = [
+        charts.Series(name=name, style=0, points=(charts.Point(x=90, y=y, label=name),), line=False)
+        for name, y in (("a", 50), ("b", 50.5), ("c", 51))
+    ]
+    marks = [mark for track in charts.panel("t", series, axis, axis).tracks for mark in track.marks]
+    heights = sorted(mark.label_y for mark in marks)
+    assert all(lower - upper >= 15 for upper, lower in itertools.pairwise(heights))
+    assert {mark.y for mark in marks} != set(heights)

@@ -28,7 +28,8 @@ def log(
         from selectune.registry import Registry
         from selectune.reporting.result import UpdateInfo
 
-        found = Registry.open(registry).log(name)
+        opened = Registry.open(registry)
+        found = opened.log(name)
 
         def human(console: Console) -> None:
             from selectune.reporting.terminal import log_table
@@ -44,6 +45,7 @@ def log(
                         "verdict": one.verdict or None,
                         "names": one.names,
                         "created": one.created,
+                        "bytes": opened.blob(one.delta).stat().st_size,
                     }
                 )
                 for one in found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,30 @@ from selectune.errors import ModelError, NotYet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Where a default config cannot be built as it is: values by their path in it. They are sizes that the family really has.
+_COMPASS = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+_INDEXER = {"indexer_n_heads": 16, "indexer_kv_heads": 2, "indexer_head_dim": 128, "indexer_budget": 2048, "indexer_compress_ratio": 64}
+
+# What a default config leaves out and the model cannot be built without: values, or functions of the part of the config that they go into,
+# by their path in it. The names and layouts of the parts do not depend on these sizes.
 _FILLED: Mapping[str, Mapping[str, Any]] = {
     "aya_vision": {"vision_config.num_attention_heads": 16},
+    "chameleon": {"vocabulary_map": {"<image>": 8711}},
+    "cohere_compass": {"text_config.rope_parameters": _COMPASS},
+    "cohere_compass_text": {"rope_parameters": _COMPASS},
+    "dbrx": {"attn_config.rope_theta": 500000.0},
+    "deepseek_ocr2": {"text_config.mlp_layer_types": lambda part: ["dense"] + ["sparse"] * (part.num_hidden_layers - 1)},
+    "diffusion_gemma": {"text_config.num_experts": 128, "text_config.top_k_experts": 8, "text_config.moe_intermediate_size": 704},
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "emu3": {"vocabulary_map": {"<image>": 8711, "<|extra_200|>": 8712}},
+    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-8, 3]], "downsample_rate": "4/8"},
     "hunyuan_vl": {"text_config.head_dim": 128},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "lfm2_moe": {"layer_types": lambda part: ["full_attention" if n % 4 == 2 else "conv" for n in range(part.num_hidden_layers)]},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "qwen4_exp": {f"text_config.{key}": value for key, value in _INDEXER.items()},
+    "qwen4_exp_text": _INDEXER,
     "reformer": {"is_decoder": True},
 }
 
@@ -32,7 +49,7 @@ def known_types() -> tuple[str, ...]:
     return tuple(sorted({*image, *causal}))
 
 
-def _auto_maps() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _auto_maps() -> tuple[Mapping[str, str], Mapping[str, str]]:
     from transformers.models.auto import modeling_auto
 
     return modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -50,8 +67,6 @@ def map_architecture(model_type: str) -> ComponentMap:
 
 def build_architecture(model_type: str) -> PreTrainedModel:
     """The model of a type, on the meta device. Raises as `map_architecture`."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
     image, causal = _auto_maps()
     if model_type not in image and model_type not in causal:
         near = difflib.get_close_matches(model_type, [*image, *causal], n=3, cutoff=0.5)
@@ -61,12 +76,12 @@ def build_architecture(model_type: str) -> PreTrainedModel:
             else "transformers lists its model types."
         )
         raise ModelError(f'"{model_type}" is no architecture that transformers builds', where=f"arch:{model_type}", then=hint)
-    auto = AutoModelForImageTextToText if model_type in image else AutoModelForCausalLM
-    return _built(model_type, auto.from_config)
+    return _built(model_type, image.get(model_type) or causal[model_type])
 
 
-def _built(model_type: str, build: Callable[[Any], PreTrainedModel]) -> PreTrainedModel:
+def _built(model_type: str, class_name: str) -> PreTrainedModel:
     import torch
+    import transformers
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -89,9 +104,10 @@ def _built(model_type: str, build: Callable[[Any], PreTrainedModel]) -> PreTrain
             part = config
             for parent in parents:
                 part = getattr(part, parent)
-            setattr(part, key, value)
+            setattr(part, key, value(part) if callable(value) else value)
         with torch.device("meta"), _quiet():
-            return build(config)
+            net: PreTrainedModel = getattr(transformers, class_name)._from_config(config)
+            return net
     except failures as error:
         reason = " ".join(str(error).split())[:200]
         raise NotYet(
@@ -104,11 +120,11 @@ def _built(model_type: str, build: Callable[[Any], PreTrainedModel]) -> PreTrain
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' remarks about defaults, which say nothing about the map."""
-    from transformers.utils import logging
+    from transformers.utils import logging as remarks
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = remarks.get_verbosity()
+    remarks.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        remarks.set_verbosity(before)

@@ -35,7 +35,7 @@ class Row(NamedTuple):
     """One family of a selection: how many components, and how many elements."""
 
     family: str
-    count: int
+    count: int  # type: ignore[assignment]  # a row is a tuple to be unpacked; nobody counts in it
     elements: int
 
 

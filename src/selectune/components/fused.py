@@ -133,6 +133,9 @@ def _experts(stem: str, last: str, tensor: Tensor) -> Iterator[tuple[str, Region
     if last not in {"gate_up", "up", "down", "gate"} or len(tensor.shape) not in {2, 3}:
         yield f"{stem}.{last}", None
         return
+    if families().fused["experts"].get(type(tensor.splitter).__name__) == "rows":
+        yield from _stacked(stem, last, tensor)
+        return
     inside: tuple[Region, ...] | None = None
     if last == "gate_up":
         inside = _expert_gate_up(tensor)
@@ -143,6 +146,17 @@ def _experts(stem: str, last: str, tensor: Tensor) -> Iterator[tuple[str, Region
         else:
             for role, region in zip(FUSED["gate_up"], inside, strict=True):
                 yield f"{stem}.{expert}.{role}", (one, *region)
+
+
+def _stacked(stem: str, last: str, tensor: Tensor) -> Iterator[tuple[str, Region | None]]:
+    """Experts one below the other in one matrix, in DBRX's way."""
+    count = _number(tensor.splitter, "moe_num_experts")
+    rows = tensor.shape[0]
+    if count is None or rows % count:
+        yield f"{stem}.{last}", None
+        return
+    for expert, region in enumerate(_spans(0, [rows // count] * count)):
+        yield f"{stem}.{expert}.{last}", region
 
 
 def _expert_gate_up(tensor: Tensor) -> tuple[Region, ...] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from selectune.components import fused
 from selectune.components.component import Component, ComponentMap
 from selectune.components.naming import Place, names
-from selectune.components.slices import elements_of, parted, region_shape
+from selectune.components.slices import Region, elements_of, parted, region_shape
 from selectune.components.structure import Structure, read_structure
 from selectune.errors import ModelError
 from selectune.hashing import dtype_name
@@ -45,7 +45,7 @@ def map_model(net: nn.Module, name: str) -> ComponentMap:
 
 def _law_one(components: list[Component], shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
     """Every parameter element has exactly one component; anything else is a mistake in a layout, and no selection could be trusted."""
-    regions: dict[str, list[fused.Region | None]] = {}
+    regions: dict[str, list[Region | None]] = {}
     for component in components:
         regions.setdefault(component.parameter, []).append(component.slice)
     for parameter, shape in shapes.items():
@@ -80,7 +80,7 @@ def _components(
         )
 
 
-def _parts(structure: Structure, parameter: str, place: Place, shape: tuple[int, ...]) -> list[tuple[str, fused.Region | None]]:
+def _parts(structure: Structure, parameter: str, place: Place, shape: tuple[int, ...]) -> list[tuple[str, Region | None]]:
     owner, _, leaf = parameter.rpartition(".")
     module = structure.modules[owner]
     # A Linear is split by the module above it; a packed or bare parameter by the module that owns it.

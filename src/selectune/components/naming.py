@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from selectune.components.families import families, first_match
@@ -182,13 +181,8 @@ def _inputs(structure: Structure, tower: Tower) -> str | None:
     )
 
 
-@cache
-def _norm_class(owner: type) -> bool:
-    return "Norm" in owner.__name__
-
-
 def _is_norm(module: nn.Module | None) -> bool:
-    return module is not None and _norm_class(type(module))
+    return module is not None and "Norm" in type(module).__name__
 
 
 def names(structure: Structure, parameters: Sequence[str]) -> dict[str, Place]:

@@ -15,7 +15,7 @@ from selectune.components.component import Component, Selection
 from selectune.components.expected import expected_weights
 from selectune.components.mapping import map_model
 from selectune.components.patterns import family
-from selectune.components.slices import views
+from selectune.components.slices import Region, views
 from selectune.errors import SelectionViolated
 from selectune.hashing import tensor_digest
 
@@ -120,7 +120,7 @@ class Proof:
         return Moved(components=len(moved), elements=sum(moved.values()), still=unmoved)
 
 
-_Key = tuple[str, str, object]
+_Key = tuple[str, str, Region | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

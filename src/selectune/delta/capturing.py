@@ -103,7 +103,7 @@ def _held(net: torch.nn.Module, selection: Selection) -> Iterator[None]:
         if region is not None:
             inside.setdefault(name, []).append(region)
     handles = [
-        parameters[name].register_hook(_masking(ranges))  # type: ignore[no-untyped-call]  # torch leaves it so
+        parameters[name].register_hook(_masking(ranges))
         for name, ranges in inside.items()
     ]
     holds = [_holding(parameters[name], ranges) for name, ranges in inside.items()]

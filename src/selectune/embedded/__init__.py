@@ -50,7 +50,7 @@ def load(*, dtype: str = "auto", device: str | None = None) -> Model:
     from selectune.embedded import parts
     from selectune.models import assemble
 
-    net = parts.skeleton(alignment=ALIGNMENT)
+    net: Any = parts.skeleton(alignment=ALIGNMENT)
     kind = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ModelError(f'"{dtype}" is no dtype', where="embedded model", then="Use auto, float32, bfloat16 or float16.")

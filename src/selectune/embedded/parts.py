@@ -116,6 +116,8 @@ def config() -> LlavaConfig:
         eos_token_id=2,
         pad_token_id=2,
     )
+    # Token ids are generation settings, which the configuration's own signature does not list.
+    special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     return LlavaConfig(
         text_config=text,
         vision_config=EfficientNetLiteConfig(),
@@ -125,10 +127,8 @@ def config() -> LlavaConfig:
         image_seq_length=16,
         projector_hidden_act="gelu",
         tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
         architectures=["LlavaForConditionalGeneration"],
+        **special,
     )
 
 
@@ -141,10 +141,8 @@ def skeleton(alignment: Path | None = None) -> LlavaForConditionalGeneration:
     if alignment is None:
         for parameter in net.model.multi_modal_projector.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        vision |= {
-            "feature_mean": torch.zeros(net.config.vision_config.hidden_size),
-            "feature_scale": torch.ones(net.config.vision_config.hidden_size),
-        }
+        channels = EfficientNetLiteConfig().hidden_size
+        vision |= {"feature_mean": torch.zeros(channels), "feature_scale": torch.ones(channels)}
     else:
         _align(net, language, vision, alignment)
     net.model.language_model.load_state_dict(language, assign=True)
@@ -152,7 +150,8 @@ def skeleton(alignment: Path | None = None) -> LlavaForConditionalGeneration:
     net.tie_weights()
     net.generation_config.eos_token_id = 2
     net.generation_config.pad_token_id = 2
-    return net.eval()
+    net.eval()
+    return net
 
 
 def processor() -> LlavaProcessor:

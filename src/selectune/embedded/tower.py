@@ -34,7 +34,8 @@ class SameConv(nn.Conv2d):
         for size, kernel, stride in zip(reversed(input.shape[-2:]), reversed(self.kernel_size), reversed(self.stride), strict=True):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads += [total // 2, total - total // 2]
-        return self._conv_forward(functional.pad(input, pads) if any(pads) else input, self.weight, self.bias)
+        out: Tensor = self._conv_forward(functional.pad(input, pads) if any(pads) else input, self.weight, self.bias)
+        return out
 
 
 class Block(nn.Module):
@@ -52,7 +53,8 @@ class Block(nn.Module):
         """[batch, inside, h, w] to [batch, outside, h / stride, w / stride]."""
         y = x if self.expand is None else functional.relu6(self.expand(x))
         y = self.project(functional.relu6(self.depthwise(y)))
-        return x + y if self.shortcut else y
+        out: Tensor = x + y if self.shortcut else y
+        return out
 
 
 class EfficientNetLiteModel(PreTrainedModel):
@@ -61,6 +63,8 @@ class EfficientNetLiteModel(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     base_model_prefix = "tower"
     main_input_name = "pixel_values"
+    feature_mean: Tensor
+    feature_scale: Tensor
     # It has no attention, so that any implementation suits it; without this transformers refuses to choose one for the whole model.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -83,7 +87,8 @@ class EfficientNetLiteModel(PreTrainedModel):
         # Standardising per channel takes the first loss from 17 to 10: raw activations are far larger than the word embeddings.
         self.register_buffer("feature_mean", torch.zeros(config.hidden_size))
         self.register_buffer("feature_scale", torch.ones(config.hidden_size))
-        self.post_init()
+        this: Any = self  # transformers leaves post_init untyped
+        this.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution."""

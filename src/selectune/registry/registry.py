@@ -163,8 +163,17 @@ class Registry:
             event = {**self._event(kind, actor), "name": name, "subject": target, "body": body}
             self._log.append_to(connection, event)
             seq = len(events) + 1
-        moved = {"name": name, "update": target, "previous": current, "kind": kind, "reason": reason, "actor": actor, "verdict": verdict}
-        return Move(**moved, created=str(event["utc"]), seq=seq)
+        return Move(
+            name=name,
+            update=target,
+            previous=current,
+            kind=kind,
+            reason=reason,
+            actor=actor,
+            verdict=verdict,
+            created=str(event["utc"]),
+            seq=seq,
+        )
 
     def _previous(self, name: str, events: Sequence[Event]) -> str:
         history = moves(events, name)

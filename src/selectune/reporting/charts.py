@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from selectune.reporting import wording
 
@@ -16,6 +16,7 @@ STYLES = 6
 """Series looks (colour, marker, dash) before they repeat."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 14.0, 44.0
+_LINE = 15.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,7 @@ class Mark:
     bars: tuple[tuple[float, float, float, float], ...]
     label: str
     label_x: float
+    label_y: float
     label_end: bool
     title: str
 
@@ -159,7 +161,9 @@ class _Frame:
             bars.append((x, self.down(point.y_low), x, self.down(point.y_high)))
         end = x > self.left + 0.6 * (self.right - self.left)
         label_x = _px(x - 10 if end else x + 10)
-        return Mark(x=x, y=y, bars=tuple(bars), label=_cut(point.label, 24), label_x=label_x, label_end=end, title=point.title)
+        return Mark(
+            x=x, y=y, bars=tuple(bars), label=_cut(point.label, 24), label_x=label_x, label_y=_px(y - 10), label_end=end, title=point.title
+        )
 
     def track(self, one: Series) -> Track:
         path = " ".join(f"{self.across(point.x)},{self.down(point.y)}" for point in one.points) if one.line and len(one.points) > 1 else ""
@@ -190,7 +194,21 @@ def panel(
         y_zero=frame.down(0.0) if y.zero else None,
         x_grid=x.grid,
         y_grid=y.grid,
-        tracks=tuple(frame.track(one) for one in series),
+        tracks=_spread(tuple(frame.track(one) for one in series)),
+    )
+
+
+def _spread(tracks: tuple[Track, ...]) -> tuple[Track, ...]:
+    """The same marks, their labels moved apart where marks lie close: none less than a line below the one above it."""
+    placed: dict[int, float] = {}
+    for end in (False, True):
+        lowest = -math.inf
+        labelled = [mark for track in tracks for mark in track.marks if mark.label and mark.label_end == end]
+        for mark in sorted(labelled, key=lambda mark: mark.label_y):
+            placed[id(mark)] = max(mark.label_y, lowest)
+            lowest = _px(placed[id(mark)] + _LINE)
+    return tuple(
+        replace(track, marks=tuple(replace(mark, label_y=placed.get(id(mark), mark.label_y)) for mark in track.marks)) for track in tracks
     )
 
 

@@ -65,7 +65,7 @@ class Forward:
         self._encoder = encoder
         self._tower = tower
         self._sparse = False
-        self._head: nn.Module | None = model.net.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers has no types here
+        self._head: nn.Module | None = model.net.get_output_embeddings()
         self._pad = model.tokenizer.pad_token_id or 0
         image = getattr(model.net.config, "image_token_id", None)
         self._image: int = -1 if image is None else image
