@@ -322,5 +322,5 @@ def test_an_unknown_architecture_lists_near_ones() -> None:
 
 
 def test_a_default_config_that_does_not_build_says_why() -> None:
-    with pytest.raises(NotYet, match=r"arch:evolla: its default config does not build \(.*Map a folder"):
-        map_architecture("evolla")
+    with pytest.raises(NotYet, match=r"arch:perception_lm: its default config does not build \(.*Map a folder"):
+        map_architecture("perception_lm")

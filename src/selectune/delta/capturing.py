@@ -102,10 +102,7 @@ def _held(net: torch.nn.Module, selection: Selection) -> Iterator[None]:
     for name, region in regions(selection):
         if region is not None:
             inside.setdefault(name, []).append(region)
-    handles = [
-        parameters[name].register_hook(_masking(ranges))
-        for name, ranges in inside.items()
-    ]
+    handles = [parameters[name].register_hook(_masking(ranges)) for name, ranges in inside.items()]
     holds = [_holding(parameters[name], ranges) for name, ranges in inside.items()]
 
     def put_back(*_: object) -> None:

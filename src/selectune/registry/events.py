@@ -6,6 +6,8 @@ The triggers stop accidents and honest programs. An administrator can drop them 
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -220,14 +222,31 @@ def _prepare(connection: Any, _: Any) -> None:
     # The driver must not open transactions by itself: BEGIN IMMEDIATE is ours.
     connection.isolation_level = None
     settings = {
-        "journal_mode": "WAL",
+        "busy_timeout": BUSY_SECONDS * 1000,
         "foreign_keys": "ON",
         "synchronous": SYNCHRONOUS,
         "recursive_triggers": "ON",
-        "busy_timeout": BUSY_SECONDS * 1000,
     }
     for name, value in settings.items():
         connection.execute(f"PRAGMA {name} = {value}")
+    _use_wal(connection)
+
+
+def _use_wal(connection: Any) -> None:
+    """Turns a new database to write-ahead logging; two processes that make it at once take turns.
+
+    SQLite does not let the second one wait at this statement, whatever busy_timeout says: it is told "locked" at once.
+    """
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin(connection: sa.Connection) -> None:
