@@ -55,6 +55,9 @@ QWEN_VISION: dict[str, Any] = {
     "window_size": 32,
     "fullatt_block_indexes": [1],
 }
+_GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_ctx": 128}
+_DBRX_ATTENTION: dict[str, Any] = {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8}
+_DBRX_FFN: dict[str, Any] = {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32}
 # Twelve dimensions of a head of 8 cannot be rotated in three parts; these are of 8.
 QWEN_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 
@@ -104,6 +107,14 @@ _BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bloom": lambda: _text("Bloom", n_layer=2, n_head=4),
     "gpt_neox": lambda: _text("GPTNeoX"),
     "gpt2": _gpt2,
+    "gpt_bigcode": lambda: _text("GPTBigCode", **_GPT),
+    "codegen": lambda: _text("CodeGen", **_GPT, rotary_dim=8),
+    "mpt": lambda: _text("Mpt", d_model=32, n_heads=4, n_layers=2, max_seq_len=128),
+    "persimmon": lambda: _text("Persimmon"),
+    "falcon": lambda: _text("Falcon"),
+    "falcon_heads": lambda: _text("Falcon", multi_query=False),
+    "falcon_groups": lambda: _text("Falcon", new_decoder_architecture=True, num_kv_heads=2),
+    "dbrx": lambda: _text("Dbrx", d_model=32, n_heads=4, n_layers=2, max_seq_len=128, attn_config=_DBRX_ATTENTION, ffn_config=_DBRX_FFN),
     "llava": lambda: _image("Llava", "Llama", "CLIPVision", vision_feature_layer=-1, vision_feature_select_strategy="default"),
     "llava_next": lambda: _image("LlavaNext", "Llama", "CLIPVision", image_grid_pinpoints=[[16, 32], [32, 16]]),
     "llava_onevision": lambda: _image("LlavaOnevision", "Qwen2", "SiglipVision", image_grid_pinpoints=[[16, 16]], vision_feature_layer=-1),

@@ -190,7 +190,13 @@ def test_packed_experts_are_one_component_each(tiny: Tiny) -> None:
     assert rows["language.layers.1.moe.experts.3.up"].slice == ((0, 3, 4, 1), (2, 1, 2 * 48, 2))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gpt2", "bloom", "gpt_neox"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "qwen2", "phi3", "gpt2", "bloom", "gpt_neox", "gpt_bigcode", "codegen", "mpt", "persimmon"),
+        *("falcon", "falcon_heads", "falcon_groups", "dbrx"),
+    ],
+)
 def test_silencing_v_silences_attention_and_q_does_not(name: str, tiny: Tiny) -> None:
     """Behaviour decides: with v at zero the attention gives no more than o's bias, wherever the rows of v are."""
     silenced = {role: _attention_output(tiny(name), name, role) for role in ("q", "v")}
@@ -324,3 +330,28 @@ def test_an_unknown_architecture_lists_near_ones() -> None:
 def test_a_default_config_that_does_not_build_says_why() -> None:
     with pytest.raises(NotYet, match=r"arch:perception_lm: its default config does not build \(.*Map a folder"):
         map_architecture("perception_lm")
+
+
+@pytest.mark.slow
+def test_every_image_text_architecture_maps_without_mixing_its_towers() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    refused: set[str] = set()
+    for model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        try:
+            found = map_architecture(model_type)
+        except NotYet:
+            refused.add(model_type)
+            continue
+        for component in found.components:
+            assert not component.name.startswith("other."), f"{model_type}: {component.name}"
+            # ERNIE's language layers have experts of their own for image tokens: the one family where the words meet.
+            inside_vision = re.search(r"vision_tower|vision_model|visual\.|image_encoder", component.parameter)
+            assert not (inside_vision and component.name.startswith("language.")), (
+                f"{model_type}: {component.name} is {component.parameter}"
+            )
+            assert not (".language_model." in component.parameter and component.name.startswith("vision")), (
+                f"{model_type}: {component.name}"
+            )
+    # These three build their vision tower from timm.
+    assert refused <= {"fast_vlm", "gemma3n", "perception_lm"}
