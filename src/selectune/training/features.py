@@ -37,6 +37,7 @@ class Features:
 
     @property
     def nbytes(self) -> int:
+        """Bytes that they take in memory; what the cache's budget is counted in."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.tokens, *self.extras.values()))
 
 
