@@ -11,7 +11,7 @@ import torch
 
 from evaluation_fixtures import record, records
 from selectune.delta import apply
-from selectune.errors import DataError, Diverged, InputError, SelectionViolated
+from selectune.errors import DataError, Diverged, InputError, ModelError, SelectionViolated
 from selectune.evaluation import Suite, Task, evaluate
 from selectune.hashing import manifest
 from selectune.models import Model
@@ -99,6 +99,27 @@ def test_dividing_caching_and_recomputing_change_nothing_but_rounding(changes: d
     others, after = trained(model, lr=1e-3, eps=1e-3, **changes)
     assert [step.loss for step in others] == pytest.approx([step.loss for step in steps], rel=1e-4)
     assert close(plain, after, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's compiler meets its own
+def test_compiled_layers_change_nothing_but_rounding_and_are_gone_afterwards() -> None:
+    model = tiny_model()
+    steps, plain = trained(model, lr=1e-3, eps=1e-3)
+    others, after = trained(model, lr=1e-3, eps=1e-3, compile=True)
+    assert [step.loss for step in others] == pytest.approx([step.loss for step in steps], rel=1e-4)
+    assert close(plain, after, atol=2e-6)
+    assert not any("forward" in vars(module) for module in model.net.modules())
+
+
+def test_a_layer_that_cannot_be_compiled_is_an_error_that_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr("selectune.training.kernels.torch.compile", lambda forward: refusing)
+    model = tiny_model()
+    with pytest.raises(ModelError, match=r"optim\.compile: the language layers cannot be compiled: RuntimeError: no C\+\+ compiler"):
+        train(model, attention(model), examples(), optim(compile=True))
 
 
 def test_both_shortcuts_are_taken_and_say_why() -> None:

@@ -19,7 +19,7 @@ def test_the_training_benchmark_runs_and_writes_its_ratios(tmp_path: Path) -> No
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(out.read_text())
-    assert result["ours_over"].keys() == {"plain", "hf", "trl"}
+    assert result["ratios"].keys() == {f"{mine}/{other}" for mine in ("ours", "compiled") for other in ("plain", "hf", "trl")}
     assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in result["seconds_per_step"].values())
     assert result["trained"] > 0
     assert result["required_flops_per_step"] > 0

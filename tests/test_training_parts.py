@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from selectune.components import Component, Selection
 from selectune.errors import InputError
 from selectune.records import Encoder
 from selectune.training import FeatureCache
+from selectune.training.allocator import kept_memory
 from selectune.training.features import inject, tower_digest
 from selectune.training.losses import cross_entropy
 from selectune.training.masters import Masters
@@ -86,7 +89,7 @@ def test_micro_batches_divide_a_batch_by_length() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cross_entropy_equals_torch_in_value_and_gradient(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selectune.training.losses.CHUNK", 50)
+    monkeypatch.setattr("selectune.training.losses.CHUNK", {"cpu": 50})
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(7, 20, generator=generator) * 4).to(dtype).requires_grad_()
     oracle = logits.detach().clone().requires_grad_()
@@ -234,3 +237,15 @@ def test_the_towers_digest_knows_vision_and_projector_alone() -> None:
     with torch.no_grad():
         parameters[projector].add_(1.0)
     assert tower_digest(model) != before
+
+
+def test_freed_memory_is_kept_inside_and_goes_back_afterwards() -> None:
+    def faults(rounds: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(rounds):
+            torch.ones(2 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with kept_memory():
+        faults(3)
+        assert faults(20) < 2048, "one block of 8 MiB has 2048 pages; twenty in the same place touch them no second time"

@@ -113,6 +113,8 @@ class Optim(Part):
     """Keep a frozen vision tower's features."""
     checkpointing: bool = False
     """Trade time for memory: recompute activations."""
+    compile: bool = False
+    """Compile the language layers with torch.compile; the first step then takes half a minute or more, and a C++ compiler is needed."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:

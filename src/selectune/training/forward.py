@@ -7,13 +7,15 @@ reason:
 * `head`: the output embeddings see labelled positions alone. With 3 labels in 40 tokens and 49152 words, that is 93 % of the head's work
 and nearly all of its memory. The rows are picked at the head's own door, so whatever the model does after it (scale, soft cap) stays the
 model's business.
+
+A third one, `compile`, is taken only where the recipe asks for it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selectune.errors import ModelError
 from selectune.training.features import Tower, inject
+from selectune.training.kernels import SHORT, CompiledLayers
 from selectune.training.losses import cross_entropy
 
 if TYPE_CHECKING:
@@ -33,9 +36,6 @@ REFUSALS = (ModelError, TypeError, ValueError, KeyError, IndexError, AttributeEr
 """What a model that does not know a shortcut is seen to raise; the reason is kept, and the plain way is taken."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Largest relative difference (2-norm) between the logits of two ways that counts as the same; 16-bit dtypes get 2e-2."""
-
-SHORT = 64
-"""Samples of at most so many tokens get plain attention on a CPU; its memory grows with the square of the length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class Forward:
         image = getattr(model.net.config, "image_token_id", None)
         self._image: int = -1 if image is None else image
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
+        self._compiled: CompiledLayers | None = None
         self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet"}
 
     def batch(self, samples: Sequence[Encoded], *, trim: bool = True) -> Batch:
@@ -110,19 +111,20 @@ class Forward:
 
     def losses(self, batch: Batch) -> Tensor:
         """Negative log likelihood (nats, fp32) of each labelled token, in the order of `batch.targets`."""
-        with self._attention(batch):
-            if self._sparse:
-                return cross_entropy(self._labelled_logits(batch), batch.targets)
-            logits = self._net(**batch.inputs, use_cache=False).logits
+        if self._sparse:
+            return cross_entropy(self._labelled_logits(batch), batch.targets)
+        logits = self._net(**batch.inputs, use_cache=False).logits
         return cross_entropy(logits.flatten(0, 1)[batch.where], batch.targets)
 
-    def _attention(self, batch: Batch) -> AbstractContextManager[None]:
-        """On a CPU, plain products for short samples: at 31 tokens the blocked kernel's backward pass was seen to take 16 % of a step.
-
-        Not where activations are recomputed: that happens in the backward pass, outside this context, and must meet the same kernel.
-        """
-        short = self._device.type == "cpu" and batch.inputs["input_ids"].shape[1] <= SHORT
-        return sdpa_kernel(SDPBackend.MATH) if short and not self._net.is_activation_checkpointing else nullcontext()
+    @contextmanager
+    def kernels(self, batch: Batch) -> Iterator[None]:
+        """Inside, forward and backward pass of this batch run on what was settled; both inside, for one may recompute the other."""
+        with ExitStack() as stack:
+            if self._device.type == "cpu" and batch.inputs["input_ids"].shape[1] <= SHORT:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._compiled is not None:
+                stack.enter_context(self._compiled.used())
+            yield
 
     def _labelled_logits(self, batch: Batch) -> Tensor:
         assert self._head is not None
@@ -131,11 +133,13 @@ class Forward:
         return logits.squeeze(0)
 
     @torch.no_grad()
-    def settle(self, samples: Sequence[Encoded]) -> None:
+    def settle(self, samples: Sequence[Encoded], *, compile_layers: bool = False) -> None:
         """Decides on each shortcut by comparing its logits with the plain ones, on a few samples with and without pictures.
 
         Also checks that the sum of our losses is the model's own `loss`, which is the definition; a model whose loss has a further term
         (a router's balance, say) is trained on cross-entropy alone, and `reasons` says so.
+
+        With `compile_layers` the language layers are compiled too; raises ModelError where they then give other results.
         """
         tower, self._tower = self._tower, None
         plain = self.batch(samples, trim=False)
@@ -149,13 +153,15 @@ class Forward:
         if tower is not None:
             self._settle_features(samples, tower, expected)
         self._settle_head(samples, expected)
+        if compile_layers:
+            self._settle_compiled(samples, expected)
 
     def _settle_features(self, samples: Sequence[Encoded], tower: Tower, expected: Tensor) -> None:
         try:
             self._tower = tower
             batch = self.batch(samples)
             found = self._net(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.where]
-            self.reasons["features"] = _verdict(found, expected)
+            self.reasons["features"] = _verdict(found, expected, _tolerance(expected))
         except REFUSALS as error:
             self.reasons["features"] = f"no: {type(error).__name__}: {str(error)[:200]}"
         if self.reasons["features"].startswith("no"):
@@ -167,10 +173,29 @@ class Forward:
             return
         try:
             found = self._labelled_logits(self.batch(samples))
-            self.reasons["head"] = _verdict(found, expected)
+            self.reasons["head"] = _verdict(found, expected, _tolerance(expected))
         except REFUSALS as error:
             self.reasons["head"] = f"no: {type(error).__name__}: {str(error)[:200]}"
         self._sparse = self.reasons["head"].startswith("yes")
+
+    def _settle_compiled(self, samples: Sequence[Encoded], expected: Tensor) -> None:
+        """Unlike the other shortcuts this one was asked for, so a model that cannot have it is an error and no reason."""
+        self._compiled = CompiledLayers(self._net)
+        batch = self.batch(samples)
+        try:
+            # With gradients, as every step has them: else a second version would be compiled for nothing.
+            with torch.enable_grad(), self.kernels(batch):
+                found = self._net(**batch.inputs, use_cache=False).logits.detach().flatten(0, 1)[batch.where]
+        except REFUSALS as error:
+            raise ModelError(
+                f"the language layers cannot be compiled: {type(error).__name__}: {str(error)[:200]}",
+                where="optim.compile",
+                then="Install a C++ compiler (g++) if it is that, or set optim.compile to false.",
+            ) from error
+        # Compiled code rounds less often: the embedded model's logits were 2.5e-2 from those in fp32, plain ones 2.7e-2.
+        self.reasons["compile"] = reason = _verdict(found, expected, 2.5 * _tolerance(expected))
+        if not reason.startswith("yes"):
+            raise ModelError(f"compiled layers give other results: {reason}", where="optim.compile", then="Set it to false for this model.")
 
 
 @contextmanager
@@ -191,10 +216,9 @@ def _tolerance(logits: Tensor) -> float:
     return TOLERANCE.get(logits.dtype, 2e-2)
 
 
-def _verdict(found: Tensor, expected: Tensor) -> str:
+def _verdict(found: Tensor, expected: Tensor, limit: float) -> str:
     """`yes` or `no`, with the relative difference that decided."""
     if found.shape != expected.shape:
         return f"no: logits of shape {tuple(found.shape)} where {tuple(expected.shape)} is right"
     difference = ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)).item()
-    limit = _tolerance(expected)
     return f"{'yes' if difference <= limit else 'no'}: the first samples' logits differ by {difference:.1e}, the limit is {limit:.0e}"

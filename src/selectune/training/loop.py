@@ -19,6 +19,7 @@ from selectune.errors import Diverged, SelectionViolated, Stopped
 from selectune.hashing import digest
 from selectune.records import Encoder
 from selectune.training import checkpoint
+from selectune.training.allocator import kept_memory
 from selectune.training.features import in_language
 from selectune.training.forward import Batch, Forward
 from selectune.training.masters import Masters
@@ -125,10 +126,11 @@ class _Run:
     def steps(self, session: Session) -> Iterator[Step]:
         """`fit`, once everything is prepared."""
         wanted = session.checkpoint_dir is not None
-        with training_mode(self.model.net, checkpointing=self.optim.checkpointing), checkpoint.interruptions(wanted) as noted:
+        mode = training_mode(self.model.net, checkpointing=self.optim.checkpointing)
+        with kept_memory(), mode, checkpoint.interruptions(wanted) as noted:
             self._resume(session)
             self.masters.require_grad()
-            self.forward.settle(self.samples.typical())
+            self.forward.settle(self.samples.typical(), compile_layers=self.optim.compile)
             first = len(self.history) + 1
             for number in range(first, self.schedule.total + 1):
                 self.history.append(self._step(number))
@@ -152,10 +154,11 @@ class _Run:
         parts: list[tuple[Batch, Tensor]] = []
         for part in micro_batches(indices, self.samples.lengths, self.optim.micro_batch):
             batch = self.forward.batch([kept[index] for index in part])
-            losses = self.forward.losses(batch)
-            # A batch of text alone reaches nothing of a selected vision tower: it has no gradient then, which is no error.
-            if losses.requires_grad:
-                self.accelerator.backward(losses.sum() / tokens)
+            with self.forward.kernels(batch):
+                losses = self.forward.losses(batch)
+                # A batch of text alone reaches nothing of a selected vision tower: it has no gradient then, which is no error.
+                if losses.requires_grad:
+                    self.accelerator.backward(losses.sum() / tokens)
             self.masters.collect()
             parts.append((batch, losses.detach()))
         norm = self.masters.norm()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 24
-"""Logits that are held in fp32 at once: 64 MiB."""
+CHUNK = {"cpu": 1 << 20}
+"""Logits that are held in fp32 at once, by device type: 4 MiB on a CPU, so that they stay in its cache; else 64 MiB."""
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -16,7 +16,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        rows = max(1, CHUNK // logits.shape[1])
+        rows = max(1, CHUNK.get(logits.device.type, 1 << 24) // logits.shape[1])
         losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for start in range(0, len(logits), rows):

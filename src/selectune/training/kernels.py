@@ -1,0 +1,44 @@
+"""What computes the language tower during a step: its attention, and its layers as compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from selectune.errors import ModelError
+
+SHORT = 64
+"""Batches of at most so many columns get plain products for attention on a CPU: at 31 the blocked kernel's backward pass was seen to take
+16 % of a step. Its memory grows with the square of the length.
+
+Plain products are torch's own, in fp32. transformers' `eager` attention is 5 % of a step faster still, but rounds its scores to bf16: the
+embedded model's logits were then 3.6e-2 from those of an fp32 model, in place of 2.7e-2."""
+
+
+class CompiledLayers:
+    """The language tower's layers as torch.compile makes them: one layer's code, used by all of its kind, for any length of batch."""
+
+    def __init__(self, net: Any) -> None:
+        """Compiles nothing yet; torch does, when the layers are first used. Raises ModelError for a model without such layers."""
+        # The decoder's own layers: a vision tower's have other lengths and masks.
+        layers: list[nn.Module] = [layer for layer in net.get_decoder().modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if not layers:
+            raise ModelError(f"{type(net).__name__} has no layers that transformers marks as such", then="Set optim.compile to false.")
+        # torch makes code for the first shape it meets and general code at the second; asked for general code at once it was 15 % slower.
+        self._forwards = {layer: torch.compile(layer.forward) for layer in layers}
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Inside, the compiled code computes the layers."""
+        for layer, forward in self._forwards.items():
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer in self._forwards:
+                del layer.forward
