@@ -28,9 +28,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(RUN) $(BIN)/python scripts/build_docs.py --check
+	$(RUN) $(BIN)/python scripts/build_architectures.py --check
 
 docs: install
 	$(RUN) $(BIN)/python scripts/build_docs.py
+	$(RUN) $(BIN)/python scripts/build_architectures.py
 
 clean:
 	rm -rf .venv selectune-demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel, TimmWrapperConfig
 
 from selectune.components import PRESETS, ComponentMap, map_architecture, map_model, views
+from selectune.components.architecture import image_text_types
+from selectune.components.standins import TIMM_TYPES
 from selectune.errors import InputError, ModelError, NoMatch, NotYet, TiedSelection
 
 if TYPE_CHECKING:
@@ -328,21 +332,25 @@ def test_an_unknown_architecture_lists_near_ones() -> None:
 
 
 def test_a_default_config_that_does_not_build_says_why() -> None:
-    with pytest.raises(NotYet, match=r"arch:perception_lm: its default config does not build \(.*Map a folder"):
-        map_architecture("perception_lm")
+    with pytest.raises(NotYet, match=r"arch:gemma4_assistant: its default config does not build \(.*Map a folder"):
+        map_architecture("gemma4_assistant")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm builds its own tower")
+@pytest.mark.parametrize("model_type", TIMM_TYPES)
+def test_a_tower_of_timm_is_one_component_that_says_so(model_type: str) -> None:
+    found = map_architecture(model_type)
+    stand_in = [component for component in found.components if component.parameter.endswith("stand_in.weight")]
+    assert [component.name for component in stand_in] == ["vision.stand_in"]
+    assert found.select(["attention"]).elements > 0
+    with pytest.raises(ImportError, match="timm"):
+        AutoModel.from_config(TimmWrapperConfig())
 
 
 @pytest.mark.slow
 def test_every_image_text_architecture_maps_without_mixing_its_towers() -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    refused: set[str] = set()
-    for model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        try:
-            found = map_architecture(model_type)
-        except NotYet:
-            refused.add(model_type)
-            continue
+    for model_type in image_text_types():
+        found = map_architecture(model_type)
         for component in found.components:
             assert not component.name.startswith("other."), f"{model_type}: {component.name}"
             # ERNIE's language layers have experts of their own for image tokens: the one family where the words meet.
@@ -353,5 +361,3 @@ def test_every_image_text_architecture_maps_without_mixing_its_towers() -> None:
             assert not (".language_model." in component.parameter and component.name.startswith("vision")), (
                 f"{model_type}: {component.name}"
             )
-    # These three build their vision tower from timm.
-    assert refused <= {"fast_vlm", "gemma3n", "perception_lm"}

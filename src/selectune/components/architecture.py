@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectune.components.component import ComponentMap
 from selectune.components.mapping import map_model
+from selectune.components.standins import stand_ins
 from selectune.errors import ModelError, NotYet
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _FILLED: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": lambda part: ["full_attention" if n % 4 == 2 else "conv" for n in range(part.num_hidden_layers)]},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "perception_lm": {"vision_config.model_args": {"embed_dim": 1024}},
     "qwen4_exp": {f"text_config.{key}": value for key, value in _INDEXER.items()},
     "qwen4_exp_text": _INDEXER,
     "reformer": {"is_decoder": True},
@@ -45,8 +47,17 @@ _FILLED: Mapping[str, Mapping[str, Any]] = {
 
 def known_types() -> tuple[str, ...]:
     """Every model type that transformers can build for image-text-to-text or as a causal language model, sorted."""
-    image, causal = _auto_maps()
-    return tuple(sorted({*image, *causal}))
+    return tuple(sorted({*image_text_types(), *causal_types()}))
+
+
+def image_text_types() -> tuple[str, ...]:
+    """The model types of transformers' image-text-to-text models, sorted."""
+    return tuple(sorted(_auto_maps()[0]))
+
+
+def causal_types() -> tuple[str, ...]:
+    """The model types of transformers' causal language models, sorted."""
+    return tuple(sorted(_auto_maps()[1]))
 
 
 def _auto_maps() -> tuple[Mapping[str, str], Mapping[str, str]]:
@@ -98,15 +109,18 @@ def _built(model_type: str, class_name: str) -> PreTrainedModel:
         RuntimeError,
     )
     try:
-        config = AutoConfig.for_model(model_type)
+        built: Any = getattr(transformers, class_name)
+        config: Any = AutoConfig.for_model(model_type)
+        if not isinstance(config, built.config_class):
+            config = built.config_class()  # a part of the type's config: musicgen's decoder
         for path, value in _FILLED.get(model_type, {}).items():
             *parents, key = path.split(".")
             part = config
             for parent in parents:
                 part = getattr(part, parent)
             setattr(part, key, value(part) if callable(value) else value)
-        with torch.device("meta"), _quiet():
-            net: PreTrainedModel = getattr(transformers, class_name)._from_config(config)
+        with torch.device("meta"), _quiet(), stand_ins():
+            net: PreTrainedModel = built._from_config(config)
             return net
     except failures as error:
         reason = " ".join(str(error).split())[:200]
