@@ -15,6 +15,11 @@ from selectune.components import ComponentMap, map_architecture
 from selectune.components.architecture import causal_types, image_text_types
 from selectune.errors import SelectuneError
 
+INTRODUCTION = """`selectune map arch:TYPE` for every type that transformers lists, from its default config, without weights. Families are component
+names with `*` for indices, without their layer's prefix; the command shows them with counts."""
+UNUSUAL = """Unusual: `slices` are roles that share one tensor; `packed experts` are slices of a tensor with one axis of experts; `transposed`
+tensors store inputs first; `tied` names are one tensor; `stand-in` marks a vision tower that only the package timm could build: it is one
+small component here, and what it stands for is not mapped."""
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "architectures.md"
 
 
@@ -25,16 +30,13 @@ def page(maps: Mapping[str, ComponentMap | str]) -> str:
         "# Architectures",
         "<!-- made by scripts/build_architectures.py -->",
         "",
-        "`selectune map arch:TYPE` for every type that transformers lists, from its default config, without weights. Families are component names with `*` for"
-        " indices, without their layer's prefix; `selectune map arch:TYPE` shows them with counts.",
+        INTRODUCTION,
         "",
         "| | listed | mapped | refused, with the reason |",
         "|--|--|--|--|",
         *(_count(name, types, maps) for name, types in (("image-text-to-text", image), ("causal language models", causal))),
         "",
-        "Unusual: `slices` are roles that share one tensor; `packed experts` are slices of a tensor with one axis of experts; `transposed` tensors store inputs"
-        " first; `tied` names are one tensor; `stand-in` marks a vision tower that only the package timm could build: it is one small component here, and what"
-        " it stands for is not mapped.",
+        UNUSUAL,
         "",
     ]
     for name, types in (("Image-text-to-text", image), ("Causal language models", causal)):
