@@ -15,11 +15,11 @@ from selectune.components import ComponentMap, map_architecture
 from selectune.components.architecture import causal_types, image_text_types
 from selectune.errors import SelectuneError
 
-INTRODUCTION = """`selectune map arch:TYPE` for every type that transformers lists, from its default config, without weights. Families are component
-names with `*` for indices, without their layer's prefix; the command shows them with counts."""
-UNUSUAL = """Unusual: `slices` are roles that share one tensor; `packed experts` are slices of a tensor with one axis of experts; `transposed`
-tensors store inputs first; `tied` names are one tensor; `stand-in` marks a vision tower that only the package timm could build: it is one
-small component here, and what it stands for is not mapped."""
+INTRODUCTION = """`selectune map arch:TYPE` for every type that transformers lists, from its default config, without weights. Families are
+component names with `*` for indices, without their layer's prefix; the command shows them with counts."""
+UNUSUAL = """Unusual: `slices` are roles that share one tensor; `packed experts` are slices of a tensor with one axis of experts;
+`transposed` tensors store inputs first; `tied` names are one tensor; `stand-in` marks a vision tower that only the package timm could
+build: it is one small component here, and what it stands for is not mapped."""
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "architectures.md"
 
 

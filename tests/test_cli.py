@@ -216,6 +216,16 @@ def test_a_failed_gate_is_exit_code_1_and_still_prints_the_document(model: Path,
     assert "failed" in [verdict["verdict"] for verdict in found["verdicts"]]
 
 
+def test_a_demo_that_shows_a_failed_gate_has_not_failed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(
+        tmp_path, model, gate={"min_n": 4, "min_gain": 0.99, "alpha": 0.4}, optim={"lr": 1e-5, "max_steps": 1, "batch": 4}
+    )
+    monkeypatch.setattr("selectune.cli.running.DEMO", (str(recipe),))
+    result = call("demo", "--out", tmp_path / "out", "--registry", tmp_path / "registry", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "failed" in {verdict["verdict"] for verdict in json.loads(result.stdout)["verdicts"]}
+
+
 def test_an_undecided_gate_is_no_failed_one(model: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, model, gate={"min_n": 1000}, optim={"lr": 1e-3, "max_steps": 1, "batch": 4})
     result = call("run", recipe, "--json", "--registry", tmp_path / "registry", "--out", tmp_path / "runs")
