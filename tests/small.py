@@ -7,10 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from selectune.components.architecture import _FILLED, _auto_maps
+from selectune.components.architecture import default_config
 from selectune.components.standins import stand_ins
 
 if TYPE_CHECKING:
@@ -54,17 +53,7 @@ LISTS = ("layer_types", "mlp_layer_types", "attn_types", "layers_block_type", "a
 
 def small(model_type: str, device: str = "cpu") -> PreTrainedModel:
     """The type's model in fp32, in evaluation mode, from seed 0. Raises what its parts raise where the sizes do not fit."""
-    image, causal = _auto_maps()
-    built: Any = getattr(transformers, image.get(model_type) or causal[model_type])
-    config: Any = AutoConfig.for_model(model_type)
-    if not isinstance(config, built.config_class):
-        config = built.config_class()
-    for path, value in _FILLED.get(model_type, {}).items():
-        *parents, key = path.split(".")
-        part = config
-        for parent in parents:
-            part = getattr(part, parent)
-        setattr(part, key, value(part) if callable(value) else value)
+    built, config = default_config(model_type)
     for part in parts(config):
         cut(part)
     torch.manual_seed(0)

@@ -87,14 +87,12 @@ def build_architecture(model_type: str) -> PreTrainedModel:
             else "transformers lists its model types."
         )
         raise ModelError(f'"{model_type}" is no architecture that transformers builds', where=f"arch:{model_type}", then=hint)
-    return _built(model_type, image.get(model_type) or causal[model_type])
+    return _built(model_type)
 
 
-def _built(model_type: str, class_name: str) -> PreTrainedModel:
+def _built(model_type: str) -> PreTrainedModel:
     import torch
-    import transformers
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
 
     # Default configs fail in many ways; all of these mean that the family needs values that only a real config has.
     failures = (
@@ -109,16 +107,7 @@ def _built(model_type: str, class_name: str) -> PreTrainedModel:
         RuntimeError,
     )
     try:
-        built: Any = getattr(transformers, class_name)
-        config: Any = AutoConfig.for_model(model_type)
-        if not isinstance(config, built.config_class):
-            config = built.config_class()  # a part of the type's config: musicgen's decoder
-        for path, value in _FILLED.get(model_type, {}).items():
-            *parents, key = path.split(".")
-            part = config
-            for parent in parents:
-                part = getattr(part, parent)
-            setattr(part, key, value(part) if callable(value) else value)
+        built, config = default_config(model_type)
         with torch.device("meta"), _quiet(), stand_ins():
             net: PreTrainedModel = built._from_config(config)
             return net
@@ -129,6 +118,24 @@ def _built(model_type: str, class_name: str) -> PreTrainedModel:
             where=f"arch:{model_type}",
             then="Map a folder with a config.json of this family instead.",
         ) from error
+
+
+def default_config(model_type: str) -> tuple[Any, Any]:
+    """The class of a known type's model, and its default config with what that leaves out filled in. Raises what transformers does."""
+    import transformers
+
+    image, causal = _auto_maps()
+    built = getattr(transformers, image.get(model_type) or causal[model_type])
+    config: Any = transformers.AutoConfig.for_model(model_type)
+    if not isinstance(config, built.config_class):
+        config = built.config_class()  # a part of the type's config: musicgen's decoder
+    for path, value in _FILLED.get(model_type, {}).items():
+        *parents, key = path.split(".")
+        part = config
+        for parent in parents:
+            part = getattr(part, parent)
+        setattr(part, key, value(part) if callable(value) else value)
+    return built, config
 
 
 @contextmanager
