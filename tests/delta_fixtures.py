@@ -11,7 +11,8 @@ from torch import nn
 
 from selectune.components import Component, Region, Selection, elements_of, region_shape
 from selectune.delta import Delta, extract, snapshot
-from selectune.hashing import dtype_name, manifest, state
+from selectune.hashing import dtype_name, manifest
+from selectune.network import state
 from selectune.models import Model
 
 

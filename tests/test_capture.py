@@ -12,10 +12,11 @@ from torch import nn
 
 from conftest import tiny_model
 from delta_fixtures import model_of, quick_disk
-from selectune.components import Selection, map_model
+from selectune.components import Selection, map_model, views
 from selectune.delta import Delta, apply, capture, revert
 from selectune.errors import DeltaError, InputError, SelectionViolated
-from selectune.hashing import manifest, state
+from selectune.hashing import manifest
+from selectune.network import state
 
 PATTERNS = ("language.layers.0.attn.q", "language.layers.1.attn.o")
 FUSED = "model.layers.0.self_attn.qkv_proj.weight"
@@ -79,6 +80,70 @@ def test_weight_decay_and_momentum_do_not_reach_outside_the_slice(build: Any, op
     assert weight[32:].equal(old[32:])
     assert (weight[:32] != old[:32]).any(dim=1).all()
     assert captured.delta.elements == 2 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern"),
+    [
+        ("gpt2", "language.layers.*.attn.v"),
+        ("gpt_neox", "language.layers.0.attn.{q,k}"),
+        ("falcon_groups", "language.layers.*.attn.v"),
+        ("codegen", "language.layers.*.attn.k"),
+        ("qwen3_moe", "language.layers.*.moe.experts[1:3].gate"),
+        ("gpt_oss", "language.layers.*.moe.experts.*.up"),
+        ("dbrx", "language.layers.*.moe.experts[1:].down"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_slice_is_trained_alone(family: str, pattern: str, dtype: torch.dtype) -> None:
+    net = tiny_model(family).to(dtype)
+    selection = _select(net, (pattern,))
+    old = {name: tensor.detach().clone() for name, tensor in state(net).items()}
+    with capture(net, selection) as captured:
+        _loop(net, weight_decay=0.3)
+    for name, regions in selection.parameters.items():
+        assert regions is not None
+        now = state(net)[name].detach()
+        inside = torch.zeros_like(now, dtype=torch.bool)
+        for region in regions:
+            for view in views(inside, region):
+                view.fill_(True)
+        assert torch.equal(now[~inside], old[name][~inside])
+        assert (now != old[name]).any()
+    assert captured.delta.tensors.keys() == selection.parameters.keys()
+
+
+class _Averaged(nn.Module):
+    """A tiny model with batch-norm in a frozen part, and one in the selected part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.chosen = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.chosen(self.tower(x))
+
+
+def test_frozen_parts_stay_in_evaluation_mode_through_every_train() -> None:
+    net = _Averaged()
+    names = [component.name for component in map_model(net, "averaged").components if component.parameter.startswith("chosen.0")]
+    selection = map_model(net, "averaged").select(tuple(dict.fromkeys(names)))
+    net.train()
+    with capture(net, selection) as captured:
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(2):
+            net.train()
+            assert not any(module.training for module in (net.tower, *net.tower, net.chosen[1]))
+            assert net.chosen.training
+            assert net.chosen[2].training
+            net(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+    assert net.tower[1].num_batches_tracked == 0
+    assert captured.delta.tensors.keys() == {"chosen.0.weight", "chosen.0.bias"}
+    assert all(module.training for module in net.modules())
+    net.eval()
+    assert not any(module.training for module in net.modules())
 
 
 def test_the_forward_pass_never_sees_the_rest_of_a_slice_moved() -> None:

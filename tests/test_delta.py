@@ -16,7 +16,8 @@ from delta_fixtures import Tied, model_of, quick_disk, scramble, selecting, step
 from selectune.components import Region
 from selectune.delta import Delta, applied, apply, extract, interpolate, revert, snapshot
 from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
-from selectune.hashing import DTYPES, manifest, state
+from selectune.hashing import DTYPES, manifest
+from selectune.network import state
 from selectune.models import Model
 
 REGIONS: list[Region | None] = [

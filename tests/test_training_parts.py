@@ -137,8 +137,6 @@ def test_a_slice_moves_as_adamw_says_and_the_rest_not_at_all(region: tuple[tuple
     assert torch.equal(layer.weight[~inside], before[~inside])
     assert torch.allclose(layer.weight[inside], oracle[inside], atol=1e-6)
     assert not torch.equal(layer.weight[inside], before[inside])
-    masters.restore_base()
-    assert torch.equal(layer.weight, before)
 
 
 def test_masters_gather_what_bf16_loses() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 import conftest
 from evaluation_fixtures import llama, llava, questions, tokenizer
 from selectune.components import Selection, views
-from selectune.hashing import state
+from selectune.network import state
 from selectune.models import Model, assemble
 from selectune.recipe import Optim
 from selectune.records import Records

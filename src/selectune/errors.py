@@ -7,6 +7,7 @@
     │   ├── RecipeError                 a recipe has faults; the message lists all of them
     │   ├── NoMatch (LookupError)       a pattern or a name matches nothing
     │   ├── TiedSelection               a tied weight was selected without `tie: allow`
+    │   ├── QuantisedSelection          weights that are held in too few bits to be trained
     │   ├── DataError                   a record, an image or a split cannot be used
     │   ├── ModelError                  a model cannot be loaded or mapped
     │   ├── DeltaError                  a delta file is damaged, or does not fit
@@ -62,6 +63,10 @@ class NoMatch(InputError, LookupError):
 
 class TiedSelection(InputError):
     """A tied weight was selected without `tie: allow`."""
+
+
+class QuantisedSelection(InputError):
+    """Weights were selected that are held in too few bits to be trained."""
 
 
 class DataError(InputError):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import rfc8785
 
 from selectune.errors import InputError, ModelError, NotYet
+from selectune.network import is_sharded, state, whole
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ __all__ = [
     "file_digest",
     "manifest",
     "parse_json",
-    "state",
     "tensor_bytes",
     "tensor_digest",
     "tensor_entry",
@@ -184,8 +184,24 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
         raise NotYet("tensors on a big-endian machine", then="Identities are defined on little-endian bytes; use such a machine.")
     if tensor.is_meta:
         raise ModelError("a tensor on the meta device has no bytes", then="Load the model with its weights.")
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    held = whole(tensor)
+    packed = _packed(tensor)
+    if packed:
+        return memoryview(b"".join(tensor_bytes(part) for part in packed))
+    flat = held.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
     return flat.data.toreadonly()
+
+
+def _packed(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a quantised one is made of, values and scales, or none for a plain tensor."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):  # torchao
+        names, _ = tensor.__tensor_flatten__()
+        return [getattr(tensor, name) for name in names]
+    # bitsandbytes' 4 bits; of its 8 bits the scales move from the weight into the module at the first forward pass, and are not looked at.
+    scales: Any = getattr(getattr(tensor, "quant_state", None), "absmax", None)
+    return [] if scales is None else [tensor.data, scales]
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -247,16 +263,6 @@ class Manifest(Mapping[str, Entry]):
     def from_list(cls, rows: Sequence[Sequence[Any]]) -> Manifest:
         """The manifest that `to_list` wrote."""
         return cls({name: Entry(dtype=dtype, shape=tuple(shape), sha256=sha256) for name, dtype, shape, sha256 in rows})
-
-
-def state(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that make a model what it is: every parameter and persistent buffer, the live ones, a tied tensor once under its first
-    name.
-
-    Buffers that are recomputed when the model is built (rotary tables, say) are no part of its state.
-    """
-    kept = net.state_dict(keep_vars=True).keys()
-    return {**dict(net.named_parameters()), **{name: buffer for name, buffer in net.named_buffers() if name in kept}}
 
 
 def manifest(net: torch.nn.Module) -> Manifest:

@@ -29,6 +29,19 @@ CASES = [
     ("phi3", ("language.layers.0.mlp.gate", "language.layers.1.attn.{k,v}")),
     ("gpt2", ("language.layers.*.attn.v",)),
     ("qwen3_moe", ("language.layers.*.moe.router",)),
+    # slices with many ranges, with steps, with an expert on one axis and gate or up on another, one below the other in a matrix
+    ("bloom", ("language.layers.*.attn.q",)),
+    ("gpt_neox", ("language.layers.0.attn.{k,v}",)),
+    ("codegen", ("language.layers.*.attn.k",)),
+    ("falcon_groups", ("language.layers.*.attn.v",)),
+    ("gpt_bigcode", ("language.layers.1.attn.{q,v}",)),
+    ("persimmon", ("language.layers.*.attn.q",)),
+    ("mpt", ("language.layers.*.attn.k",)),
+    ("qwen3_moe", ("language.layers.*.moe.experts[1:3].gate",)),
+    ("qwen3_moe", ("language.layers.0.moe.experts.*.up", "language.layers.1.moe.experts.3.down")),
+    ("gpt_oss", ("language.layers.*.moe.experts.*.up",)),
+    ("gpt_oss", ("language.layers.0.moe.experts[0,2].{gate,down}",)),
+    ("dbrx", ("language.layers.*.moe.experts[1:].{gate,down}", "language.layers.0.attn.q")),
 ]
 
 

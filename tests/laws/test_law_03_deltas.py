@@ -12,7 +12,8 @@ from delta_fixtures import model_of, quick_disk
 from selectune.components import map_model, views
 from selectune.delta import Delta, apply, extract, revert, snapshot
 from selectune.errors import WrongParent
-from selectune.hashing import manifest, state
+from selectune.hashing import manifest
+from selectune.network import state
 
 PATTERNS = ("language.layers.*.attn.{q,o}", "language.layers.1.mlp.*", "language.norm")
 FAMILIES = ("llama", "tied", "gpt2", "phi3", "llava", "llava_onevision", "qwen2_5_vl")

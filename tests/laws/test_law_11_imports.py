@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "selectune"
 
 # design.md, section 2; each line may import from its own and from those above it.
 LEVELS = (
-    ("errors", "hashing"),
+    ("errors", "network", "hashing"),
     ("recipe", "components", "statistics"),
     ("models", "records", "delta"),
     ("training", "evaluation", "probes", "mitigation"),
@@ -28,7 +28,7 @@ LEVELS = (
     ("__main__",),
 )
 RANK = {name: rank for rank, level in enumerate(LEVELS) for name in level}
-WITHOUT_TORCH = ("errors", "hashing", "recipe", "components", "statistics", "delta", "gates", "registry", "reporting", "cli")
+WITHOUT_TORCH = ("errors", "network", "hashing", "recipe", "components", "statistics", "delta", "gates", "registry", "reporting", "cli")
 
 
 def _modules(package: str) -> list[Path]:

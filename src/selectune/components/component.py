@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from selectune.components.patterns import family
 from selectune.components.slices import Region, covers
+from selectune.errors import QuantisedSelection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,8 @@ class Component:
     """Other component names of the same tensor: `("head",)` for a word embedding that is the head too."""
     dtype: str
     """As safetensors writes it: "BF16"."""
+    quantised: str | None = None
+    """What holds the values in fewer bits, such as `Params4bit`: they cannot be trained. None for plain numbers."""
 
 
 class Row(NamedTuple):
@@ -116,11 +119,13 @@ class ComponentMap:
         Patterns and names of presets add to each other from left to right, and `!pattern` removes. `where` begins the messages. Raises
         NoMatch for one that matches nothing, InputError for one that cannot be read or takes in parts without a name, TiedSelection for
         one name of a tied tensor without the others (unless `tie` is "allow"), NotYet for a part of a fused tensor whose layout is not
-        known.
+        known, QuantisedSelection for weights that are held in fewer bits than they would train in.
         """
         from selectune.components.choosing import choose
 
-        return choose(self, tuple(patterns), tie=tie, where=where)
+        selection = choose(self, tuple(patterns), tie=tie, where=where)
+        _refuse_quantised(selection, where)
+        return selection
 
     def to_json(self, selection: Selection | None = None) -> dict[str, Any]:
         """The document that `selectune map --json` prints."""
@@ -146,3 +151,14 @@ class ComponentMap:
                 "components": len(chosen),
             },
         }
+
+
+def _refuse_quantised(selection: Selection, where: str) -> None:
+    packed = [component for component in selection.components if component.quantised is not None]
+    if packed:
+        first = packed[0]
+        raise QuantisedSelection(
+            f"{first.name} is quantised ({first.quantised}), and so are {len(packed) - 1} more of the selected parts",
+            where=where,
+            then="Quantised weights cannot be trained: keep these parts in bf16 when you quantise the rest, or leave them out.",
+        )

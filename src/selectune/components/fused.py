@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectune.components.families import families
 from selectune.components.slices import Region
+from selectune.network import class_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +42,8 @@ def parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Region | None]]:
         yield from _named(stem, last, name, _qkv(tensor))
     elif last == "gate_up":
         yield from _named(stem, last, name, _gate_up(tensor))
+    elif last == "kv" and (halves := _halves(tensor)) is not None:
+        yield from zip((f"{stem}.k", f"{stem}.v"), halves, strict=True)
     else:
         yield name, None
 
@@ -55,7 +58,7 @@ def _named(stem: str, last: str, name: str, regions: tuple[Region, ...] | None) 
 
 def _output_axis(tensor: Tensor) -> int:
     """The axis of a linear layer's outputs: 0, or the last one for GPT-2's Conv1D, which stores its matrix transposed."""
-    return len(tensor.shape) - 1 if type(tensor.owner).__name__ == "Conv1D" else 0
+    return len(tensor.shape) - 1 if class_name(tensor.owner) == "Conv1D" else 0
 
 
 def _spans(axis: int, sizes: list[int]) -> tuple[Region, ...]:
@@ -83,7 +86,7 @@ def _number(config: Any, *keys: str) -> int | None:
 
 
 def _qkv(tensor: Tensor) -> tuple[Region, ...] | None:
-    layout = families().fused["qkv"].get(type(tensor.splitter).__name__)
+    layout = families().fused["qkv"].get(class_name(tensor.splitter))
     axis = _output_axis(tensor)
     total = tensor.shape[axis]
     if layout == "thirds":
@@ -118,8 +121,16 @@ def _codegen(axis: int, total: int) -> tuple[Region, ...] | None:
     return (regions[0], regions[2], regions[1]) if regions is not None else None
 
 
+def _halves(tensor: Tensor) -> tuple[Region, ...] | None:
+    """Keys and values of one tensor beside queries of their own; None where one tensor is both, as DeepSeek V4's is."""
+    axis = _output_axis(tensor)
+    if families().fused["qkv"].get(class_name(tensor.splitter)) != "halves" or tensor.shape[axis] % 2:
+        return None
+    return _spans(axis, [tensor.shape[axis] // 2] * 2)
+
+
 def _gate_up(tensor: Tensor) -> tuple[Region, ...] | None:
-    layout = families().fused["gate_up"].get(type(tensor.splitter).__name__)
+    layout = families().fused["gate_up"].get(class_name(tensor.splitter))
     axis = _output_axis(tensor)
     total = tensor.shape[axis]
     if layout is None or total % 2:
@@ -133,7 +144,7 @@ def _experts(stem: str, last: str, tensor: Tensor) -> Iterator[tuple[str, Region
     if last not in {"gate_up", "up", "down", "gate"} or len(tensor.shape) not in {2, 3}:
         yield f"{stem}.{last}", None
         return
-    if families().fused["experts"].get(type(tensor.splitter).__name__) == "rows":
+    if families().fused["experts"].get(class_name(tensor.splitter)) == "rows":
         yield from _stacked(stem, last, tensor)
         return
     inside: tuple[Region, ...] | None = None
@@ -161,7 +172,7 @@ def _stacked(stem: str, last: str, tensor: Tensor) -> Iterator[tuple[str, Region
 
 def _expert_gate_up(tensor: Tensor) -> tuple[Region, ...] | None:
     module = tensor.splitter
-    known = families().fused["gate_up"].get(type(module).__name__)
+    known = families().fused["gate_up"].get(class_name(module))
     transposed = getattr(module, "is_transposed", None)
     concatenated = getattr(module, "is_concatenated", None)
     if known is None and (transposed is None or concatenated is None):

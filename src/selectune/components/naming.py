@@ -51,6 +51,19 @@ def place(structure: Structure, parameter: str) -> Place:
     return Place(name=_in_tower(structure, tower, path), tower=tower)
 
 
+def adapter_name(host: str, parameter: str, beside: str) -> str:
+    """What a wrapper put beside the component `host`, by the names of the two parameters.
+
+    >>> adapter_name("language.layers.3.attn.q", "layers.3.q_proj.lora_A.default.weight", "layers.3.q_proj.weight")
+    'language.layers.3.adapter.attn.q.lora_A.default'
+    """
+    words = host.split(".")
+    at = next((index for index, word in enumerate(words) if word.isdigit()), 0) + 1
+    root = beside if within(parameter, beside) else beside.rpartition(".")[0]
+    rest = below(parameter, root).removesuffix(".weight")
+    return ".".join([*words[:at], "adapter", *words[at:], rest])
+
+
 def _beyond(structure: Structure, path: str) -> bool:
     """Whether `path` lies outside the base model: what is built on it, such as BERT's transform before the output layer."""
     return structure.body is not None and not within(path, structure.body) and outside(path) is None

@@ -18,6 +18,7 @@ from selectune.components.patterns import family
 from selectune.components.slices import Region, views
 from selectune.errors import SelectionViolated
 from selectune.hashing import tensor_digest
+from selectune.network import buffers, parameters, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -132,20 +133,20 @@ class _State:
 
 
 def _state(net: nn.Module, components: Iterable[Component]) -> _State:
-    parameters = dict(net.named_parameters())
+    found = parameters(net, aliases=True)
     first: dict[int, str] = {}
-    ties = {name: first.setdefault(id(value), name) for name, value in net.named_parameters(remove_duplicate=False)}
-    parts = {(c.name, c.parameter, c.slice): _digest(parameters[c.parameter], c) for c in components if c.parameter in parameters}
+    ties = {name: first.setdefault(id(value), name) for name, value in found.items()}
+    parts = {(c.name, c.parameter, c.slice): _digest(found[c.parameter], c) for c in components if c.parameter in found}
     # Non-persistent buffers too: rotary frequencies are in no checkpoint, and a moved one is a changed model all the same.
-    buffers = {name: tensor_digest(value) for name, value in net.named_buffers(remove_duplicate=False) if not value.is_meta}
-    return _State(parts=parts, buffers=buffers, ties=ties)
+    others = {name: tensor_digest(value) for name, value in buffers(net).items() if not value.is_meta}
+    return _State(parts=parts, buffers=others, ties=ties)
 
 
 def _digest(parameter: Tensor, component: Component) -> str:
     if component.slice is None:
         return f"{parameter.dtype} {tuple(parameter.shape)} {tensor_digest(parameter.detach())}"
     total = hashlib.sha256()
-    for view in views(parameter.detach(), component.slice):
+    for view in views(whole(parameter), component.slice):
         total.update(tensor_digest(view).encode())
     return f"{parameter.dtype} {total.hexdigest()}"
 

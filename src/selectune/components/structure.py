@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selectune.components.families import families
+from selectune.network import walk
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,8 +75,10 @@ def outside(path: str) -> str | None:
 
 def read_structure(net: nn.Module) -> Structure:
     """The structure of a transformers model (or of any module, taken as one language tower when it says nothing of itself)."""
-    modules = dict(net.named_modules(remove_duplicate=False))
-    by_identity = {id(module): path for path, module in reversed(modules.items())}
+    places = [place for place in walk(net) if place.host is None]
+    # A wrapper comes before what it wraps, under the same path: the path stands for the latter, and either is known by identity.
+    modules = {place.path: place.module for place in places}
+    by_identity = {id(place.module): place.path for place in reversed(places)}
     embed = _path_of(net, "get_input_embeddings", by_identity)
     head = _path_of(net, "get_output_embeddings", by_identity)
     found = _whole_language(net, list(_towers(net, modules, embed)), by_identity)
@@ -204,7 +207,8 @@ def _lists(tower: str, root: str, modules: dict[str, nn.Module], inner: set[str]
     decoders = [row for row in found if "decoder" in below(row[0], root).split(".")]
     encoders = [row for row in found if "encoder" in below(row[0], root).split(".")]
     pool = decoders if tower == "language" and decoders and encoders else found
-    first = max(pool, key=lambda row: row[2])
+    # A layer has parts of its own: several word embeddings side by side are none, however large.
+    first = max(pool, key=lambda row: (any(next(child.children(), None) is not None for child in modules[row[0]].children()), row[2]))
     names = {row[0]: _list_name(tower, below(row[0], root), row is first) for row in found}
     return tuple(Layers(path=path, prefix=names[path], count=count) for path, count, _ in found)
 

@@ -12,7 +12,7 @@ from selectune.delta.format import Delta, Part, Touched
 
 if TYPE_CHECKING:
     from selectune.delta.capturing import Captured, capture
-    from selectune.delta.changes import Snapshot, applied, apply, extract, interpolate, revert, snapshot
+    from selectune.delta.changes import Snapshot, applied, apply, extract, interpolate, restore, revert, snapshot
 
 __all__ = [
     "Captured",
@@ -25,6 +25,7 @@ __all__ = [
     "capture",
     "extract",
     "interpolate",
+    "restore",
     "revert",
     "snapshot",
 ]
@@ -37,6 +38,7 @@ _HOMES = {
     "apply": "changes",
     "extract": "changes",
     "interpolate": "changes",
+    "restore": "changes",
     "revert": "changes",
     "snapshot": "changes",
 }

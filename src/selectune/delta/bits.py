@@ -11,6 +11,7 @@ import torch
 from selectune.components.slices import Region, views
 from selectune.delta.encoding import Bytes
 from selectune.hashing import tensor_bytes
+from selectune.network import is_sharded, local, same_sharding, whole
 
 __all__ = ["bit_view", "flip", "outside_digest", "read", "write"]
 
@@ -24,7 +25,7 @@ def bit_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def read(tensor: torch.Tensor, region: Region | None) -> Bytes:
     """A copy of the raw bytes of a region on the CPU: box after box in the order of its ranges, each row by row."""
-    return np.concatenate([np.frombuffer(tensor_bytes(view), dtype=np.uint8) for view in views(bit_view(tensor), region)])
+    return np.concatenate([np.frombuffer(tensor_bytes(view), dtype=np.uint8) for view in views(bit_view(whole(tensor)), region)])
 
 
 def flip(tensor: torch.Tensor, region: Region | None, bits: Bytes) -> None:
@@ -38,21 +39,24 @@ def write(tensor: torch.Tensor, region: Region | None, bits: Bytes) -> None:
 
 
 def _each(tensor: torch.Tensor, region: Region | None, bits: Bytes, *, flipping: bool) -> None:
-    whole = bit_view(tensor)
-    source = torch.from_numpy(bits).view(whole.dtype)
+    held = whole(tensor)
+    live = bit_view(held)
+    source = torch.from_numpy(bits).view(live.dtype)
     at = 0
-    for view in views(whole, region):
+    for view in views(live, region):
         new = source[at : at + view.numel()].reshape(view.shape).to(view.device)
         if flipping:
             view.bitwise_xor_(new)
         else:
             view.copy_(new)
         at += view.numel()
+    if is_sharded(tensor):
+        local(tensor).copy_(same_sharding(held, tensor))
 
 
 def outside_digest(tensor: torch.Tensor, regions: tuple[Region, ...]) -> str:
     """sha256 of a tensor's raw bytes with the regions zeroed: equal before and after means that nothing outside them moved."""
-    rest = bit_view(tensor).clone()
+    rest = bit_view(whole(tensor)).clone()
     for region in regions:
         for view in views(rest, region):
             view.zero_()

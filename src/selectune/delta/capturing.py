@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from selectune.components.proof import Proof
 from selectune.components.slices import Region, views
@@ -16,6 +17,7 @@ from selectune.delta.changes import extract, net_of, regions, snapshot
 from selectune.delta.format import Delta
 from selectune.errors import InputError
 from selectune.hashing import Entry, Manifest
+from selectune.network import is_sharded, local, parameters, quantised, same_sharding
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -57,7 +59,8 @@ def capture(
 ) -> Iterator[Captured]:
     """Lets any trainer train the selection, and nothing else, and gives the exact delta.
 
-    Inside the block `requires_grad` is true for the selected parameters alone; build the optimizer inside, or leave that to the trainer. A
+    Inside the block `requires_grad` is true for the selected parameters alone, and modules without any stay in evaluation mode, whatever
+    the trainer's `model.train()` says; build the optimizer inside, or leave that to the trainer. A
     parameter of which only regions are selected is trained whole by the optimizer. With `hold` the gradient outside the regions is zeroed,
     and after each step of any torch optimizer the bits there are put back, since weight decay and momentum move them even where the
     gradient is zero: the forward pass never sees them moved. Without `hold` they are only checked.
@@ -72,6 +75,7 @@ def capture(
     captured = Captured(before.manifest)
     with ExitStack() as stack:
         stack.enter_context(_trainable(net, selection))
+        stack.enter_context(_asleep(net, selection))
         if hold:
             stack.enter_context(_held(net, selection))
         yield captured
@@ -83,32 +87,76 @@ def capture(
 @contextmanager
 def _trainable(net: torch.nn.Module, selection: Selection) -> Iterator[None]:
     """`requires_grad` true for the selected parameters alone, inside the block."""
-    earlier = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    earlier = {name: parameter.requires_grad for name, parameter in parameters(net).items()}
     chosen = selection.parameters
     try:
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(name in chosen)
+        for name, parameter in parameters(net).items():
+            if quantised(parameter) is None:  # integers have no gradient to be asked for
+                parameter.requires_grad_(name in chosen)
         yield
     finally:
-        for parameter, flag in earlier:
-            parameter.requires_grad_(flag)
+        for name, parameter in parameters(net).items():
+            if quantised(parameter) is None:
+                parameter.requires_grad_(earlier[name])
+
+
+@contextmanager
+def _asleep(net: torch.nn.Module, selection: Selection) -> Iterator[None]:
+    """Modules without a selected parameter stay in evaluation mode through every `train()`, as do running statistics anywhere.
+
+    Batch-norm's averages move in training mode even where no gradient flows, and dropout in a frozen tower is noise for nothing.
+    """
+    found = parameters(net)
+    chosen = {id(found[name]) for name in selection.parameters}
+    modes = {module: module.training for module in net.modules()}
+    asleep: list[torch.nn.Module] = []
+
+    def visit(module: torch.nn.Module) -> None:
+        own = [*module.parameters(), *module.buffers()]
+        if own and not any(id(tensor) in chosen for tensor in own):
+            asleep.append(module)
+            return
+        if "running_mean" in module._buffers:
+            asleep.append(module)
+        for child in module.children():
+            visit(child)
+
+    visit(net)
+    for module in asleep:
+        module.eval()
+        module.train = _stays(module)  # type: ignore[method-assign]  # the instance alone, until the block ends
+    try:
+        yield
+    finally:
+        for module in asleep:
+            module.__dict__.pop("train", None)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _stays(module: torch.nn.Module) -> Any:
+    def train(mode: bool = True) -> torch.nn.Module:
+        return module
+
+    return train
 
 
 @contextmanager
 def _held(net: torch.nn.Module, selection: Selection) -> Iterator[None]:
     """Outside the selected regions gradients are zero and bits are put back after every optimizer step."""
-    parameters = dict(net.named_parameters())
+    found = parameters(net)
     inside: dict[str, list[Region]] = {}
     for name, region in regions(selection):
         if region is not None:
             inside.setdefault(name, []).append(region)
-    handles = [parameters[name].register_hook(_masking(ranges)) for name, ranges in inside.items()]
-    holds = [_holding(parameters[name], ranges) for name, ranges in inside.items()]
+    holds = {name: _Hold(name, found[name], ranges) for name, ranges in inside.items()}
 
     def put_back(*_: object) -> None:
-        for hold in holds:
-            hold()
+        now = parameters(net) if holds else {}  # FSDP2 puts parameters of its own in the place of those that it shards
+        for name, hold in holds.items():
+            hold.put_back(now[name])
 
+    handles = [hold.mask_gradients(found[name]) for name, hold in holds.items()]
     handles.append(register_optimizer_step_post_hook(put_back))
     try:
         yield
@@ -117,29 +165,38 @@ def _held(net: torch.nn.Module, selection: Selection) -> Iterator[None]:
             handle.remove()
 
 
-def _masking(ranges: list[Region]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A gradient hook that keeps the regions and zeroes the rest."""
+class _Hold:
+    """One parameter of which only regions may move: what this process holds of it, and where they lie in that."""
 
-    def keep(gradient: torch.Tensor) -> torch.Tensor:
-        kept = torch.zeros_like(gradient)
+    def __init__(self, name: str, parameter: torch.nn.Parameter, ranges: list[Region]) -> None:
+        self._name = name
+        inside = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
         for region in ranges:
-            for target, source in zip(views(kept, region), views(gradient, region), strict=True):
-                target.copy_(source)
-        return kept
+            for view in views(inside, region):
+                view.fill_(True)
+        self._inside = same_sharding(inside, parameter)
+        self._original = bit_view(local(parameter)).clone()
 
-    return keep
+    def mask_gradients(self, parameter: torch.nn.Parameter) -> RemovableHandle:
+        """Zeroes every gradient outside the regions from now on."""
+        if is_sharded(parameter):
+            # FSDP2 sets the gradients of its shards itself, and runs none of autograd's hooks but this one.
+            def mask_sum(one: torch.Tensor) -> None:
+                if one.grad is not None:
+                    local(one.grad).masked_fill_(~self._inside, 0)
 
+            handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(mask_sum)
+        else:
+            handle = parameter.register_hook(lambda gradient: torch.where(self._inside.to(gradient.device), gradient, 0))
+        return handle
 
-def _holding(parameter: torch.nn.Parameter, ranges: list[Region]) -> Callable[[], None]:
-    """Puts every bit outside the regions back to what it is now."""
-    original = bit_view(parameter).clone()
-
-    def restore() -> None:
-        live = bit_view(parameter)
-        whole = original.to(live.device, copy=True)
-        for region in ranges:
-            for target, source in zip(views(whole, region), views(live, region), strict=True):
-                target.copy_(source)
-        live.copy_(whole)
-
-    return restore
+    def put_back(self, parameter: torch.nn.Parameter) -> None:
+        """Puts every bit outside the regions back to what it was."""
+        live = bit_view(local(parameter))
+        if live.shape != self._original.shape:
+            raise InputError(
+                f"{self._name} was {tuple(self._original.shape)} in this process and is {tuple(live.shape)}",
+                where="capture",
+                then="Shard the model (fully_shard) before the block begins.",
+            )
+        live.copy_(torch.where(self._inside.to(live.device), live, self._original.to(live.device)))

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 
 from selectune.components.slices import Region, region_shape
-from selectune.delta.bits import flip, outside_digest, read, torch_dtype
+from selectune.delta.bits import flip, outside_digest, read, torch_dtype, write
 from selectune.delta.encoding import Bytes
 from selectune.delta.format import Delta, Part, Touched
 from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
-from selectune.hashing import DTYPES, Entry, Manifest, canonical, dtype_name, manifest, state, tensor_digest, tensor_entry
+from selectune.hashing import DTYPES, Entry, Manifest, canonical, dtype_name, manifest, tensor_digest, tensor_entry
+from selectune.network import bare, state
 
 if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.models import Model
 
-__all__ = ["Snapshot", "applied", "apply", "extract", "interpolate", "net_of", "revert", "snapshot"]
+__all__ = ["Snapshot", "applied", "apply", "extract", "interpolate", "net_of", "restore", "revert", "snapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ class Snapshot:
 
 
 def net_of(model: Model | torch.nn.Module) -> torch.nn.Module:
-    """The network itself, of a `Model` or as it is."""
-    return model if isinstance(model, torch.nn.Module) else model.net
+    """The network itself, of a `Model` or as it is, inside what is wrapped around it."""
+    return bare(model if isinstance(model, torch.nn.Module) else model.net)
 
 
 def regions(selection: Selection) -> list[tuple[str, Region | None]]:
@@ -94,6 +95,14 @@ def extract(model: Model | torch.nn.Module, before: Snapshot, selection: Selecti
     return Delta(
         parent=before.manifest.id, child=now.id, patterns=selection.patterns, tensors=touched, parts=tuple(parts), meta=dict(meta or {})
     )
+
+
+def restore(model: Model | torch.nn.Module, before: Snapshot) -> None:
+    """Puts the selection's bits back to what they were at `before`, in place, whatever they are now."""
+    tensors = state(net_of(model))
+    with torch.no_grad():
+        for (name, region), bits in before.bits.items():
+            write(tensors[name], region, bits)
 
 
 def _same_tensors(tensors: Mapping[str, torch.Tensor], old: Manifest) -> None:

@@ -83,6 +83,26 @@ class Data(Part):
         return str((folder / Path(value).expanduser()).absolute())
 
 
+class Adapter(Part):
+    """Low-rank matrices beside the selected weights, trained in their place and added to them at the end. ``lora`` stands for the defaults."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Columns of the low-rank matrices."""
+    alpha: Finite | None = Field(default=None, gt=0)
+    """The update is alpha / rank times the matrices' product; None: twice the rank."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_kind(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @property
+    def scale(self) -> float:
+        """Alpha, as given or by default."""
+        return self.alpha if self.alpha is not None else 2.0 * self.rank
+
+
 class Optim(Part):
     """How the selected components are trained. The defaults are those of the study that this follows."""
 
@@ -111,6 +131,8 @@ class Optim(Part):
     """Write a checkpoint after every so many steps; a signal always writes one."""
     cache_features: bool = True
     """Keep a frozen vision tower's features."""
+    adapter: Adapter | None = None
+    """Train low-rank matrices in place of the selected weights (``lora``, or ``{kind: lora, rank: 8}``); None: the weights themselves."""
     checkpointing: bool = False
     """Trade time for memory: recompute activations."""
     compile: bool = False

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from selectune.errors import ModelError
-from selectune.hashing import digest, state, tensor_digest
+from selectune.hashing import digest, tensor_digest
+from selectune.network import parameters, state
 
 if TYPE_CHECKING:
     from selectune.models import Model
@@ -154,11 +155,11 @@ class Tower:
 
 
 def _tower_dtype(model: Model) -> torch.dtype:
-    parameters = dict(model.net.named_parameters())
+    found = parameters(model.net)
     for component in model.map.components:
         if component.name.startswith("vision"):
-            return parameters[component.parameter].dtype
-    return next(iter(parameters.values())).dtype
+            return found[component.parameter].dtype
+    return next(iter(found.values())).dtype
 
 
 def in_language(component: str) -> bool:

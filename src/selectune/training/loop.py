@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from selectune.components import Proof
 from selectune.components.proof import Forecast, Moved, forecast
-from selectune.delta import extract, snapshot
+from selectune.delta import extract, restore, snapshot
 from selectune.errors import Diverged, SelectionViolated, Stopped
 from selectune.hashing import digest
+from selectune.network import hosts
 from selectune.records import Encoder
 from selectune.training import checkpoint
+from selectune.training.adapter import Files, LowRank
 from selectune.training.allocator import kept_memory
 from selectune.training.features import in_language
 from selectune.training.forward import Batch, Forward
@@ -69,7 +72,7 @@ def train(model: Model, selection: Selection, records: Records, optim: Optim, *,
         delta = extract(model, before, selection)
         assert run.moved is not None
     finally:
-        run.masters.restore_base()
+        restore(model, before)
     return Training(
         delta=delta,
         steps=tuple(run.history),
@@ -78,6 +81,7 @@ def train(model: Model, selection: Selection, records: Records, optim: Optim, *,
         moved=run.moved,
         seconds=time.perf_counter() - started,
         skipped=run.samples.skipped,
+        adapter=run.files,
         reasons=run.reasons,
     )
 
@@ -91,13 +95,18 @@ class _Run:
     schedule: Schedule
     samples: Samples
     masters: Masters
+    adapter: LowRank | None
     forward: Forward
+    whole: Proof
+    """Of the selection, from before the first step to the end."""
     proof: Proof
+    """Of what is trained while it is: the selection, or the adapter's matrices."""
     accelerator: Accelerator
     identity: dict[str, Any]
     reasons: dict[str, str]
     forecast: tuple[Forecast, ...]
     moved: Moved | None = None
+    files: Files | None = None
     history: list[Step] = field(default_factory=list)
     written: Path | None = None
 
@@ -109,15 +118,22 @@ class _Run:
         tower, why = find_tower(model, selection, optim, samples, session.features)
         forward = Forward(model, encoder, tower, why)
         forward.reasons["prefix"] = prefix(model, selection)
+        whole, expected = Proof.start(model.net, selection), forecast(model.net, selection)
+        adapter = None if optim.adapter is None else LowRank(model.net, selection, optim.adapter, seed=seed)
+        if adapter is not None:
+            forward.reasons["adapter"] = adapter.about
+        trained = selection if adapter is None else adapter.selection
         return cls(
             model=model,
             optim=optim,
             schedule=Schedule(n=len(samples.kept), optim=optim, seed=seed),
             samples=samples,
-            masters=Masters(model.net, selection, optim),
+            masters=Masters(model.net, trained, optim),
+            adapter=adapter,
             forward=forward,
-            proof=Proof.start(model.net, selection),
-            forecast=forecast(model.net, selection),
+            whole=whole,
+            proof=whole if adapter is None else Proof.start(model.net, trained),
+            forecast=expected,
             accelerator=accelerator_for(model),
             identity=_identity(model, selection, records, optim, seed),
             reasons=forward.reasons,
@@ -127,7 +143,7 @@ class _Run:
         """`fit`, once everything is prepared."""
         wanted = session.checkpoint_dir is not None
         mode = training_mode(self.model.net, checkpointing=self.optim.checkpointing)
-        with kept_memory(), mode, checkpoint.interruptions(wanted) as noted:
+        with self._merging(), kept_memory(), mode, checkpoint.interruptions(wanted) as noted:
             self._resume(session)
             self.masters.require_grad()
             self.forward.settle(self.samples.typical(), compile_layers=self.optim.compile)
@@ -145,6 +161,18 @@ class _Run:
                     )
                 yield self.history[-1]
             self._prove(lenient=False)
+        if self.adapter is not None:
+            self.moved = self.whole.check(self.model.net, still="report")
+
+    @contextmanager
+    def _merging(self) -> Iterator[None]:
+        """Whatever ends the training, an adapter's matrices are then part of the weights, and no longer beside them."""
+        try:
+            yield
+        finally:
+            if self.adapter is not None:
+                self.files = self.adapter.files()
+                self.adapter.merge()
 
     def _step(self, number: int) -> Step:
         started = time.perf_counter()
@@ -187,7 +215,7 @@ class _Run:
         master. An expert that no token was sent to is no fault either.
         """
         self.moved = self.proof.check(self.model.net, still="report")
-        still = set(self.masters.still())
+        still = self._unreached()
         dead = [
             component.name
             for component in self.proof.selection.components
@@ -199,6 +227,13 @@ class _Run:
                 where="training",
                 then="Take them out of the selection, or give records that use them.",
             )
+
+    def _unreached(self) -> set[str]:
+        """Trained parameters that no gradient has reached. Of an adapter's two matrices one begins at zero, and the other waits for it."""
+        still = set(self.masters.still())
+        beside = hosts(self.model.net) if self.adapter is not None else {}
+        reached = {host for name, host in beside.items() if name not in still}
+        return {name for name in still if beside.get(name) not in reached}
 
     def _resume(self, session: Session) -> None:
         if session.resume is None:

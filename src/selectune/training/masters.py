@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selectune.components.slices import views
 from selectune.errors import InputError
+from selectune.network import parameters
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -29,19 +30,18 @@ class Masters:
     """The selection's values in fp32, with their optimizer."""
 
     def __init__(self, net: nn.Module, selection: Selection, optim: Optim) -> None:
-        """Copies the selection twice: in fp32 to train, in its own dtype to go back to. Raises InputError for an empty one."""
-        parameters = dict(net.named_parameters())
+        """Copies the selection in fp32. Raises InputError for an empty one."""
+        found = parameters(net)
         self._regions = dict(selection.parameters)
         if not self._regions:
             raise InputError("the selection is empty", where="select", then="Name at least one component: selectune map MODEL lists them.")
-        self._owners: dict[str, nn.Parameter] = {name: parameters[name] for name in self._regions}
+        self._owners: dict[str, nn.Parameter] = {name: found[name] for name in self._regions}
         live = {
             f"{name}#{number}": view
             for name, owner in self._owners.items()
             for number, view in enumerate(self._views(name, owner.detach()))
         }
         self._live: list[Tensor] = list(live.values())
-        self._base = [view.clone() for view in self._live]
         self.values: dict[str, nn.Parameter] = {
             key: nn.Parameter(view.to(torch.float32, copy=True).contiguous()) for key, view in live.items()
         }
@@ -96,11 +96,6 @@ class Masters:
     def store(self) -> None:
         """Casts the masters into the parameters; round to nearest, ties to even."""
         torch._foreach_copy_(self._live, [master.detach() for master in self._masters])
-
-    @torch.no_grad()
-    def restore_base(self) -> None:
-        """Puts back the bits that the parameters had at the start."""
-        torch._foreach_copy_(self._live, self._base)
 
     def still(self) -> list[str]:
         """Parameters that no gradient has reached yet. Their moments tell, not their values: weight decay alone moves those too."""

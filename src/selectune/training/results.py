@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from selectune.components.proof import Forecast, Moved
     from selectune.delta import Delta
+    from selectune.training.adapter import Files
     from selectune.training.features import FeatureCache
 
 
@@ -65,5 +66,7 @@ class Training:
     """Wall time, the preparation included."""
     skipped: Mapping[str, int]
     """Samples that were not trained on, by reason."""
+    adapter: Files | None = None
+    """With `optim.adapter`: the low-rank matrices in PEFT's form; the delta holds their effect already."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Each fast path by name (`features`, `head`, `prefix`), and why it was taken or not."""
