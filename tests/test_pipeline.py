@@ -232,6 +232,25 @@ def test_a_plan_says_what_would_train_and_shows_a_sample(tmp_path: Path, llama: 
     assert made.to_json()["memory"]["estimate"] is True
 
 
+def test_an_adapter_is_kept_in_its_own_form_and_its_update_is_an_exact_one(tmp_path: Path, llama: Path) -> None:
+    from safetensors import safe_open
+
+    recipe = read_recipe(write_recipe(tmp_path, llama), ["optim.adapter={kind: lora, rank: 2}", "optim.lr=0.02"])
+    planned = plan(recipe, lambda name: load_any(name, "none"))
+    url = str(tmp_path / "registry")
+    result = run(recipe, registry=url, out=tmp_path / "runs")
+    report = Path(result.report or "")
+    for skill in ("cats", "dogs"):
+        folder = report.parent / "adapters" / skill
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
+        with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
+            numbers = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118  # not a mapping
+        assert planned.memory.masters == 4 * numbers
+    assert load_any(result.updates[1].id, url).id == result.updates[1].child
+    for phase in result.phases:
+        assert phase.steps[-1].loss < phase.steps[0].loss
+
+
 def test_an_update_is_a_model_by_its_id_and_by_its_name(finished: tuple[RunResult, Path, Recipe]) -> None:
     result, folder, _ = finished
     url = str(folder / "registry")

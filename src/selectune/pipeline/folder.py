@@ -9,6 +9,7 @@
       samples/          STAGE.parquet, one for each measurement
       stages/           STAGE.json: what a finished stage found
       checkpoints/      of the stage that is being trained
+      adapters/         STAGE/: with optim.adapter, the low-rank matrices in PEFT's form
       result.json, report.html
 
 With several recipes, each has a folder of its own inside. Every file but `events.jsonl` is written whole or not at all.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from selectune.pipeline.preparing import prepare
 from selectune.pipeline.stages import lessons
 from selectune.records import Encoder, Shown
+from selectune.training.adapter import matrix_elements
 from selectune.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -127,19 +128,22 @@ def _phase(lesson: Lesson, seed: int) -> PlannedPhase:
 
 
 def _memory(prepared: Prepared, encoder: Encoder) -> Memory:
-    net, selected = prepared.model.net, prepared.selection.elements
+    net = prepared.model.net
     size = net.dtype.itemsize
-    tokens = 0
+    tokens = trained = gradients = 0
     for lesson in lessons(prepared):
+        adapter, elements = lesson.optim.adapter, lesson.selection.elements
+        count, width = (elements, size) if adapter is None else (matrix_elements(lesson.selection, adapter), 4)
+        trained, gradients = max(trained, count), max(gradients, width * count)
         longest = max(len(encoder.encode(record).input_ids) for record in lesson.records[:16])
         tokens = max(tokens, longest * (lesson.optim.micro_batch or lesson.optim.batch))
     config = net.config.get_text_config()
     layers = config.num_hidden_layers - _first_layer(prepared.selection)
     return Memory(
         parameters=sum(parameter.numel() * parameter.element_size() for parameter in net.parameters()),
-        masters=4 * selected,
-        moments=8 * selected,
-        gradients=size * selected,
+        masters=4 * trained,
+        moments=8 * trained,
+        gradients=gradients,
         activations=ACTIVATION_BYTES * size // 2 * tokens * config.hidden_size * layers,
     )
 

@@ -123,6 +123,8 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     training = _train(bench, model, lesson)
     phase = _phase(bench.folder, lesson, training)
     file = bench.folder.path / f".{lesson.name}.delta"
+    if training.adapter is not None:
+        training.adapter.save(bench.folder.path / "adapters" / lesson.name)
     try:
         training.delta.save(file)
         with applied(model, training.delta) as child:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,18 @@ class LowRank:
             del self._net.peft_config
         for name, parameter in parameters(self._net).items():
             parameter.requires_grad_(self._flags[name])
+
+
+def matrix_elements(selection: Selection, adapter: Adapter) -> int:
+    """How many numbers the matrices have: rank times (inputs + outputs) of each weight, and of each expert in it."""
+    total = 0
+    for name in selection.parameters:
+        shape = selection.full_shapes[name]
+        if len(shape) == 3:
+            total += adapter.rank * shape[0] * (shape[1] + shape[2])
+        elif len(shape) > 1:
+            total += adapter.rank * (shape[0] + prod(shape[1:]))
+    return total
 
 
 def _matrices(net: nn.Module, selection: Selection) -> dict[str, tuple[Region, ...] | None]:
