@@ -191,8 +191,8 @@ def test_a_picture_is_seen_once_and_its_features_are_the_models_own() -> None:
         first = tower.of(encoder, [pictures[0], pictures[1], pictures[0]])
     again = tower.of(encoder, pictures)
     assert (cache.misses, cache.hits) == (3, 2 + 1)
-    assert first[0] is first[2]
-    assert again[1] is first[1]
+    assert first[0].tokens is first[2].tokens
+    assert again[1].tokens is first[1].tokens
     assert not first[0].tokens.is_inference(), "what an evaluation cached must serve training too"
     pixels = encoder.pixels([pictures[2]])
     with torch.no_grad():
@@ -204,10 +204,26 @@ def test_a_full_cache_computes_on_and_counts_it() -> None:
     model = tiny_model()
     encoder = Encoder(model.processor)
     pictures = [record.pictures[0] for record in examples(4)]
-    size = FeatureCache().of(model, encoder, pictures[:1])[0].nbytes
-    cache = FeatureCache(budget=2 * size)
+    tokens = FeatureCache().of(model, encoder, pictures[:1])[0].tokens
+    size = tokens.numel() * tokens.element_size()
+    cache = FeatureCache(budget=2 * size, disk=0)
     assert len(cache.of(model, encoder, pictures)) == 4
-    assert (len(cache), cache.refused, cache.nbytes) == (2, 2, 2 * size)
+    assert (len(cache), cache.store.refused, cache.store.nbytes) == (2, 2, 2 * size)
+
+
+def test_what_memory_cannot_hold_is_kept_on_disk_bit_for_bit() -> None:
+    model = tiny_model()
+    encoder = Encoder(model.processor)
+    pictures = [record.pictures[0] for record in examples(4)]
+    plain = FeatureCache().of(model, encoder, pictures)
+    cache = FeatureCache(budget=plain[0].tokens.numel() * 4)
+    tower = cache.bind(model)
+    tower.of(encoder, pictures)
+    again = tower.of(encoder, pictures)
+    assert (cache.hits, cache.misses, len(cache)) == (4, 4, 4)
+    assert cache.store.on_disk > 0
+    for left, right in zip(plain, again, strict=True):
+        assert torch.equal(left.tokens, right.tokens)
 
 
 def test_injected_features_give_the_logits_of_pixels() -> None:

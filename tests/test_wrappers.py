@@ -214,3 +214,26 @@ def test_a_quantised_base_is_mapped_and_proven_and_never_selected(kind: str, tmp
         (weight.qdata if hasattr(weight, "qdata") else getattr(weight, "tensor_impl", weight.data)).view(torch.uint8)[0, 0] ^= 1
     with pytest.raises(SelectionViolated, match=r"language\.layers\.0\.mlp\.down"):
         proof.check(net, still="report")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_the_engine_trains_bf16_parts_of_a_quantised_base(adapter: str | None) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    from selectune.models import assemble
+    from selectune.recipe import Optim
+    from selectune.training import train
+    from training_fixtures import examples
+    from training_fixtures import tiny_model as with_processor
+
+    made = with_processor("llama", torch.bfloat16)
+    quantize_(made.net, Int8WeightOnlyConfig(), filter_fn=lambda module, name: isinstance(module, nn.Linear) and "mlp" in name)
+    model = assemble("quantised", made.net, made.processor)
+    settings = Optim.model_validate({"lr": 2e-2, "batch": 4, "max_steps": 3, "adapter": adapter})
+    done = train(model, model.map.select(("attention",)), examples(pictures=False), settings)
+    assert manifest(model.net).id == model.id
+    child = apply(model, done.delta)
+    assert child.id == done.delta.child != model.id
+    assert done.steps[-1].loss < done.steps[0].loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,10 @@ from selectune.pipeline.preparing import prepare
 from selectune.pipeline.stages import lessons
 from selectune.records import Encoder, Shown
 from selectune.training.adapter import matrix_elements
+from selectune.training.cut import first_layer
 from selectune.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from selectune.components import Selection
     from selectune.models import Model
     from selectune.pipeline.preparing import Prepared
     from selectune.pipeline.stages import Lesson
@@ -138,7 +137,7 @@ def _memory(prepared: Prepared, encoder: Encoder) -> Memory:
         longest = max(len(encoder.encode(record).input_ids) for record in lesson.records[:16])
         tokens = max(tokens, longest * (lesson.optim.micro_batch or lesson.optim.batch))
     config = net.config.get_text_config()
-    layers = config.num_hidden_layers - _first_layer(prepared.selection)
+    layers = config.num_hidden_layers - first_layer(prepared.selection)
     return Memory(
         parameters=sum(parameter.numel() * parameter.element_size() for parameter in net.parameters()),
         masters=4 * trained,
@@ -146,12 +145,3 @@ def _memory(prepared: Prepared, encoder: Encoder) -> Memory:
         gradients=gradients,
         activations=ACTIVATION_BYTES * size // 2 * tokens * config.hidden_size * layers,
     )
-
-
-def _first_layer(selection: Selection) -> int:
-    """The first layer of the language tower that keeps a graph: 0 where anything before it is selected."""
-    found = [re.match(r"language\.layers\.(\d+)\.", component.name) for component in selection.components]
-    late = {"head", "language.norm"}
-    if any(match is None and component.name not in late for match, component in zip(found, selection.components, strict=True)):
-        return 0
-    return min((int(match[1]) for match in found if match), default=0)

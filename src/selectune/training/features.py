@@ -18,6 +18,7 @@ from torch import Tensor
 from selectune.errors import ModelError
 from selectune.hashing import digest, tensor_digest
 from selectune.network import parameters, state
+from selectune.training.store import Store
 
 if TYPE_CHECKING:
     from selectune.models import Model
@@ -35,11 +36,6 @@ class Features:
     """(image tokens, hidden size of the language tower)."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """What else the processor said of it, without the pixels (`image_grid_thw`, `image_sizes`): first axis is 1."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that they take in memory; what the cache's budget is counted in."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.tokens, *self.extras.values()))
 
 
 def inject(features: Sequence[Features]) -> dict[str, Any]:
@@ -59,22 +55,20 @@ def inject(features: Sequence[Features]) -> dict[str, Any]:
 
 
 class FeatureCache:
-    """Features of frozen towers, up to `budget` bytes.
+    """Features of frozen towers, and what enters the first trained layer (`training.cut`), in one `Store`: in memory up to `budget` bytes,
+    then up to `disk` bytes in a file.
 
-    Nothing is ever thrown out: when the budget is used up, further features are computed, handed over and not kept, and `refused` counts
+    Nothing is ever thrown out: when both are used up, further features are computed, handed over and not kept, and `store.refused` counts
     them.
     """
 
-    def __init__(self, budget: int = 1 << 30) -> None:
-        self.budget = budget
-        self.nbytes = 0
+    def __init__(self, budget: int = 1 << 30, *, disk: int = 8 << 30) -> None:
+        self.store = Store(budget, disk=disk)
         self.hits = 0
         self.misses = 0
-        self.refused = 0
-        self._kept: dict[tuple[str, str], Features] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.store)
 
     def bind(self, model: Model) -> Tower:
         """The cache for `model` as it is now: its tower is hashed here, once. Bind again after the tower changed."""
@@ -86,15 +80,14 @@ class FeatureCache:
 
     def find(self, key: tuple[str, str]) -> Features | None:
         """What is kept under (tower digest, picture digest)."""
-        return self._kept.get(key)
+        kept = self.store.find(key)
+        if kept is None:
+            return None
+        return Features(tokens=kept["tokens"], extras={name.removeprefix("+"): one for name, one in kept.items() if name != "tokens"})
 
     def keep(self, key: tuple[str, str], features: Features) -> None:
-        """Keeps `features` while the budget lasts."""
-        if self.nbytes + features.nbytes > self.budget:
-            self.refused += 1
-            return
-        self._kept[key] = features
-        self.nbytes += features.nbytes
+        """Keeps `features` while there is room."""
+        self.store.keep(key, {"tokens": features.tokens, **{f"+{name}": one for name, one in features.extras.items()}})
 
 
 class Tower:

@@ -1,6 +1,6 @@
 """From samples to losses, on the shortest way that gives the same numbers.
 
-Two shortcuts, each taken only after this very model has shown that it gives the same result on its first samples, else left with the
+Three shortcuts, each taken only after this very model has shown that it gives the same result on its first samples, else left with the
 reason:
 
 * `features`: a frozen vision tower's output is kept and handed in, in place of pixels;
@@ -8,7 +8,9 @@ reason:
 and nearly all of its memory. The rows are picked at the head's own door, so whatever the model does after it (scale, soft cap) stays the
 model's business.
 
-A third one, `compile`, is taken only where the recipe asks for it.
+* `cut`: what enters the first trained layer is kept, and a pass begins there (`training.cut`).
+
+A further one, `compile`, is taken only where the recipe asks for it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from selectune.training.losses import cross_entropy
 if TYPE_CHECKING:
     from selectune.models import Model
     from selectune.records import Encoded, Encoder
+    from selectune.training.cut import Cut
 
 REFUSALS = (ModelError, TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 """What a model that does not know a shortcut is seen to raise; the reason is kept, and the plain way is taken."""
@@ -54,16 +57,27 @@ class Batch:
     """Index of the position whose output predicts each target, into the flattened (rows * length of the inputs)."""
     targets: Tensor
     """The label that each of them must predict."""
+    states: tuple[Tensor, ...] = ()
+    """What enters the first trained layer, one a row; none where a pass begins at the beginning."""
 
 
 class Forward:
     """One model's way from samples to per-token losses. `reasons` says which shortcuts are taken and why."""
 
-    def __init__(self, model: Model, encoder: Encoder, tower: Tower | None, why_no_tower: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        encoder: Encoder,
+        tower: Tower | None,
+        why_no_tower: str,
+        cut: Cut | None = None,
+        why_no_cut: str = "no: not asked for",
+    ) -> None:
         self._net: Any = model.net
         self._device = model.device
         self._encoder = encoder
         self._tower = tower
+        self._cut = cut
         self._sparse = False
         self._head: nn.Module | None = model.net.get_output_embeddings()
         self._pad = model.tokenizer.pad_token_id or 0
@@ -71,7 +85,7 @@ class Forward:
         self._image: int = -1 if image is None else image
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
         self._compiled: CompiledLayers | None = None
-        self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet"}
+        self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet", "cut": why_no_cut}
 
     def batch(self, samples: Sequence[Encoded], *, trim: bool = True) -> Batch:
         """The samples with right padding, and their pictures, each once computed if a tower is kept, else as pixels."""
@@ -83,6 +97,10 @@ class Forward:
         rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
         width = self._needed(inputs["input_ids"], columns) if trim else labels.shape[1]
         inputs = {name: value[:, :width] for name, value in inputs.items()} | self._seen(samples)
+        states: tuple[Tensor, ...] = ()
+        if self._cut is not None:
+            states = tuple(self._cut.states(samples, self._below))
+            inputs = {name: value for name, value in inputs.items() if name != "mm_encoder_outputs" and not name.startswith("pixel_values")}
         return Batch(
             ids=tuple(sample.record_id for sample in samples),
             inputs=inputs,
@@ -90,7 +108,16 @@ class Forward:
             rows=rows,
             where=rows * width + columns,
             targets=labels[rows, columns + 1],
+            states=states,
         )
+
+    def _below(self, samples: Sequence[Encoded]) -> None:
+        """Sends samples through the model from its beginning."""
+        cut, self._cut = self._cut, None
+        try:
+            self._net(**self.batch(samples, trim=False).inputs, use_cache=False)
+        finally:
+            self._cut = cut
 
     def _needed(self, ids: Tensor, columns: Tensor) -> int:
         """How far the model must read. The last label is a target only: nothing is predicted from its position or from any after it.
@@ -124,6 +151,9 @@ class Forward:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._compiled is not None:
                 stack.enter_context(self._compiled.used())
+            if batch.states:
+                assert self._cut is not None
+                stack.enter_context(self._cut.entered(batch.states, batch.inputs["input_ids"].shape[1]))
             yield
 
     def _labelled_logits(self, batch: Batch) -> Tensor:
@@ -141,7 +171,7 @@ class Forward:
 
         With `compile_layers` the language layers are compiled too; raises ModelError where they then give other results.
         """
-        tower, self._tower = self._tower, None
+        (tower, self._tower), (cut, self._cut) = (self._tower, None), (self._cut, None)
         plain = self.batch(samples, trim=False)
         output = self._net(**plain.inputs, labels=plain.labels, use_cache=False)
         expected = output.logits.flatten(0, 1)[plain.where]
@@ -153,6 +183,8 @@ class Forward:
         if tower is not None:
             self._settle_features(samples, tower, expected)
         self._settle_head(samples, expected)
+        if cut is not None:
+            self._settle_cut(samples, cut, expected)
         if compile_layers:
             self._settle_compiled(samples, expected)
 
@@ -177,6 +209,18 @@ class Forward:
         except REFUSALS as error:
             self.reasons["head"] = f"no: {type(error).__name__}: {str(error)[:200]}"
         self._sparse = self.reasons["head"].startswith("yes")
+
+    def _settle_cut(self, samples: Sequence[Encoded], cut: Cut, expected: Tensor) -> None:
+        try:
+            self._cut = cut
+            batch = self.batch(samples)
+            with self.kernels(batch):
+                found = self._net(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.where]
+            self.reasons["cut"] = f"{_verdict(found, expected, _tolerance(expected))}; passes begin at layer {cut.index}"
+        except REFUSALS as error:
+            self.reasons["cut"] = f"no: {type(error).__name__}: {str(error)[:200]}"
+        if self.reasons["cut"].startswith("no"):
+            self._cut = None
 
     def _settle_compiled(self, samples: Sequence[Encoded], expected: Tensor) -> None:
         """Unlike the other shortcuts this one was asked for, so a model that cannot have it is an error and no reason."""

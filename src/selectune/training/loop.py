@@ -23,10 +23,10 @@ from selectune.records import Encoder
 from selectune.training import checkpoint
 from selectune.training.adapter import Files, LowRank
 from selectune.training.allocator import kept_memory
-from selectune.training.features import in_language
+from selectune.training.features import FeatureCache, in_language
 from selectune.training.forward import Batch, Forward
 from selectune.training.masters import Masters
-from selectune.training.preparing import Samples, accelerator_for, encode, find_tower, prefix, training_mode
+from selectune.training.preparing import Samples, accelerator_for, encode, find_cut, find_tower, prefix, training_mode
 from selectune.training.results import Session, Step, Training
 from selectune.training.schedule import Schedule, micro_batches
 
@@ -115,8 +115,11 @@ class _Run:
         """Encodes the records, copies the selection, hashes the rest."""
         encoder = Encoder(model.processor)
         samples = encode(model, encoder, records, optim)
-        tower, why = find_tower(model, selection, optim, samples, session.features)
-        forward = Forward(model, encoder, tower, why)
+        schedule = Schedule(n=len(samples.kept), optim=optim, seed=seed)
+        cache = FeatureCache() if session.features is None else session.features
+        tower, why_no_tower = find_tower(model, selection, optim, samples, cache)
+        cut, why_no_cut = find_cut(model, selection, optim, samples, schedule, cache)
+        forward = Forward(model, encoder, tower, why_no_tower, cut, why_no_cut)
         forward.reasons["prefix"] = prefix(model, selection)
         whole, expected = Proof.start(model.net, selection), forecast(model.net, selection)
         adapter = None if optim.adapter is None else LowRank(model.net, selection, optim.adapter, seed=seed)
@@ -126,7 +129,7 @@ class _Run:
         return cls(
             model=model,
             optim=optim,
-            schedule=Schedule(n=len(samples.kept), optim=optim, seed=seed),
+            schedule=schedule,
             samples=samples,
             masters=Masters(model.net, trained, optim),
             adapter=adapter,

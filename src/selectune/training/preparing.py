@@ -11,6 +11,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selectune.errors import NotYet
+from selectune.training.cut import Cut, find_layers, first_layer
 from selectune.training.features import FeatureCache, Tower, in_language
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from selectune.models import Model
     from selectune.recipe import Optim
     from selectune.records import Encoded, Encoder, Records
+    from selectune.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ def encode(model: Model, encoder: Encoder, records: Records, optim: Optim) -> Sa
     return Samples(kept=encoded.items, skipped=dict(encoded.dropped), lengths=tuple(len(sample.input_ids) for sample in encoded.items))
 
 
-def find_tower(model: Model, selection: Selection, optim: Optim, samples: Samples, cache: FeatureCache | None) -> tuple[Tower | None, str]:
+def find_tower(model: Model, selection: Selection, optim: Optim, samples: Samples, cache: FeatureCache) -> tuple[Tower | None, str]:
     """The cached vision tower, or None with the reason."""
     early = next((component.name for component in selection.components if not in_language(component.name)), None)
     if not any(sample.pictures for sample in samples.kept):
@@ -57,7 +59,24 @@ def find_tower(model: Model, selection: Selection, optim: Optim, samples: Sample
         return None, "no: optim.cache_features is false"
     if early is not None:
         return None, f"no: {early} is trained, so features change"
-    return (FeatureCache() if cache is None else cache).bind(model), "not settled yet"
+    return cache.bind(model), "not settled yet"
+
+
+def find_cut(
+    model: Model, selection: Selection, optim: Optim, samples: Samples, schedule: Schedule, cache: FeatureCache
+) -> tuple[Cut | None, str]:
+    """The kept states below the first trained layer, or None with the reason."""
+    if not optim.cache_features:
+        return None, "no: optim.cache_features is false"
+    index = first_layer(selection)
+    if index == 0:
+        return None, "no: the first layer, or something before it, is trained"
+    if schedule.total * optim.batch <= len(samples.kept):
+        return None, "no: every sample is seen once"
+    layers = find_layers(model, index)
+    if layers is None:
+        return None, "no: the layers are no plain list of modules"
+    return Cut(model, layers, index, cache.store, samples.kept), "not settled yet"
 
 
 @contextmanager
