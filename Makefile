@@ -29,10 +29,12 @@ check: install
 	$(BIN)/mypy
 	$(RUN) $(BIN)/python scripts/build_docs.py --check
 	$(RUN) $(BIN)/python scripts/build_architectures.py --check
+	$(RUN) $(BIN)/python scripts/build_substring_table.py --check
 
 docs: install
 	$(RUN) $(BIN)/python scripts/build_docs.py
 	$(RUN) $(BIN)/python scripts/build_architectures.py
+	$(RUN) $(BIN)/python scripts/build_substring_table.py
 
 clean:
 	rm -rf .venv selectune-demo

@@ -29,12 +29,16 @@ def cli_page() -> str:
     """Every verb with its arguments and options."""
     program = typer.main.get_command(app)
     assert isinstance(program, TyperGroup)
-    lines = ["# Command line", MADE, _clean(program.help or ""), "", _clean(str(app.info.epilog)), ""]
+    lines = ["# Command line", MADE, _clean(program.help or ""), "", _clean(str(app.info.epilog)), "", "Before the verb:", ""]
+    lines += _parameters(program)
     for path, command in _commands(program, ("selectune",)):
-        lines += [f"## {' '.join(path)}", "", _clean(command.help or ""), ""]
-        rows = [_parameter(parameter) for parameter in command.params if "--help" not in parameter.opts]
-        lines += ["| | |", "|--|--|", *(f"| `{name}` | {text} |" for name, text in rows), ""]
+        lines += [f"## {' '.join(path)}", "", _clean(command.help or ""), "", *_parameters(command)]
     return "\n".join(lines)
+
+
+def _parameters(command: TyperCommand | TyperGroup) -> list[str]:
+    rows = [_parameter(parameter) for parameter in command.params if "--help" not in parameter.opts]
+    return ["| | |", "|--|--|", *(f"| `{name}` | {text} |" for name, text in rows), ""]
 
 
 def _commands(group: TyperGroup, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], TyperCommand]]:

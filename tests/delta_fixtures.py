@@ -12,8 +12,8 @@ from torch import nn
 from selectune.components import Component, Region, Selection, elements_of, region_shape
 from selectune.delta import Delta, extract, snapshot
 from selectune.hashing import dtype_name, manifest
-from selectune.network import state
 from selectune.models import Model
+from selectune.network import state
 
 
 def quick_disk(patch: pytest.MonkeyPatch) -> None:

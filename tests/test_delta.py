@@ -17,8 +17,8 @@ from selectune.components import Region
 from selectune.delta import Delta, applied, apply, extract, interpolate, revert, snapshot
 from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
 from selectune.hashing import DTYPES, manifest
-from selectune.network import state
 from selectune.models import Model
+from selectune.network import state
 
 REGIONS: list[Region | None] = [
     None,

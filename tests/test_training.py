@@ -244,6 +244,28 @@ def test_gradients_modes_and_hooks_are_as_they_were_before() -> None:
     assert hooks == [(len(module._forward_pre_hooks), len(module._forward_hooks)) for module in model.net.modules()]
 
 
+def test_stepping_in_the_backward_pass_gives_the_same_steps_and_frees_gradients() -> None:
+    model = tiny_model("phi3")
+    selection = model.map.select(("language.layers.*.attn.q", "language.layers.1.mlp.{gate,up,down}"))
+    records = examples(8, pictures=False)
+    plain = train(model, selection, records, optim(clip=None))
+    alive: list[int] = []
+
+    def count(*_: Any) -> None:
+        alive.append(sum(parameter.grad is not None for parameter in model.net.parameters()))
+
+    first = model.net.get_parameter("model.layers.0.self_attn.qkv_proj.weight")
+    handle = first.register_hook(count)
+    early = train(model, selection, records, optim(clip=None, in_backward=True))
+    handle.remove()
+    assert max(alive) == 0, "every later layer's gradient is gone when the first layer's comes"
+    assert early.delta.child == plain.delta.child
+    for left, right in zip(early.steps, plain.steps, strict=True):
+        assert left.grad_norm == pytest.approx(right.grad_norm, rel=1e-5)
+    with pytest.raises(ValueError, match="set clip to null"):
+        optim(in_backward=True)
+
+
 def test_leaving_early_keeps_what_was_learned() -> None:
     model = tiny_model()
     chosen = attention(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from selectune.components import Component, Selection
-from selectune.errors import InputError
+from selectune.errors import InputError, MissingPackage
 from selectune.records import Encoder
 from selectune.training import FeatureCache
 from selectune.training.allocator import kept_memory
@@ -167,6 +168,69 @@ def test_gradients_of_micro_batches_add_up_in_fp32() -> None:
     assert master.grad.dtype == torch.float32
     assert torch.allclose(master.grad, torch.tensor(1.001), atol=1e-5)
     assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit", "adafactor"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_slice_under_each_optimizer_moves_alone_and_its_state_goes_on(name: str) -> None:
+    region = ((0, 0, 64, 1),)
+    chosen = optim(optimizer=name, lr=0.05, weight_decay=0.1)
+
+    def made() -> tuple[torch.nn.Linear, Masters]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(128, 96, bias=False)
+        component = Component(name="part", parameter="weight", slice=region, shape=(64, 128), elements=64 * 128, tied=(), dtype="F32")
+        return layer, Masters(layer, Selection(patterns=("part",), components=(component,), full_shapes={"weight": (96, 128)}), chosen)
+
+    def run(layer: torch.nn.Linear, masters: Masters, steps: range) -> None:
+        for step in steps:
+            layer.weight.grad = torch.randn(96, 128, generator=torch.Generator().manual_seed(step))
+            masters.collect()
+            masters.step(0.05, masters.norm(), 1.0)
+
+    layer, masters = made()
+    old = layer.weight.detach().clone()
+    run(layer, masters, range(4))
+    assert torch.equal(layer.weight[64:], old[64:])
+    assert (layer.weight[:64] != old[:64]).all()
+    assert masters.still() == []
+    half, first = made()
+    run(half, first, range(2))
+    kept = {key: tensor.clone() for key, tensor in first.state().items()}
+    again, second = made()
+    second.load(kept)
+    assert second.still() == []
+    run(again, second, range(2, 4))
+    assert torch.equal(again.weight, layer.weight)
+    moments = sum(tensor.numel() * tensor.element_size() for key, tensor in kept.items() if not key.startswith("master/"))
+    assert moments / (64 * 128) < {"adamw": 8.1, "adamw-8bit": 2.6, "adafactor": 0.2}[name], "bytes of moments for each element"
+
+
+def test_without_bitsandbytes_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    layer, selection = sliced(None)
+    with pytest.raises(MissingPackage, match=r"selectune\[quantised\]"):
+        Masters(layer, selection, optim(optimizer="adamw-8bit"))
+
+
+def test_what_rounding_loses_is_counted() -> None:
+    layer, selection = sliced(((0, 0, 4, 1),))
+    layer.to(torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    base = {("weight", ((0, 0, 4, 1),)): layer.weight.detach()[:4].clone().flatten()}
+    masters = Masters(layer, selection, optim(lr=1e-3, weight_decay=0.0))
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    layer.weight.grad[:2] = 1.0
+    masters.collect()
+    masters.step(1e-3, masters.norm(), None)
+    assert masters.lost_to_rounding(base) == 1.0, "half of them moved, and none far enough"
+    for _ in range(8):
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        layer.weight.grad[:2] = 1.0
+        masters.collect()
+        masters.step(1e-3, masters.norm(), None)
+    assert masters.lost_to_rounding(base) == 0.0
 
 
 def test_an_empty_selection_is_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 import conftest
 from evaluation_fixtures import llama, llava, questions, tokenizer
 from selectune.components import Selection, views
-from selectune.network import state
 from selectune.models import Model, assemble
+from selectune.network import state
 from selectune.recipe import Optim
 from selectune.records import Records
 

@@ -1,8 +1,9 @@
 """Law 12: every public name and every verb is documented; README's blocks and the shipped recipes run.
 
 A fenced block of README.md or of a page under docs/ runs when the line above it is ``<!-- run -->``; with ``<!-- run: output -->`` a
-console block must print what the page says, where ``…`` stands for anything. Blocks of one page run in order, in one folder. In a console
-block, lines that begin with ``$ `` are commands, and the lines below are what they print.
+console block must print what the page says, where ``…`` stands for anything. A block below ``<!-- file: NAME -->`` is written to that
+file. Blocks of one page run in order, in one folder. In a console block, lines that begin with ``$ `` are commands, and the lines below
+are what they print.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from selectune.cli import app
 from selectune.recipe import dump_recipe, presets, read_recipe
 
 ROOT = Path(__file__).parent.parent.parent
-MARK = re.compile(r"<!-- run(?P<output>: output)? -->\n```(?P<kind>python|console)\n(?P<text>.*?)\n```", re.DOTALL)
+MARK = re.compile(
+    r"<!-- (?:run(?P<output>: output)?|file: (?P<file>[\w.-]+)) -->\n```(?P<kind>python|console|yaml|toml)\n(?P<text>.*?)\n```", re.DOTALL
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +41,15 @@ class Block:
     kind: str
     text: str
     compare: bool
+    file: str | None = None
 
 
 def blocks(page: Path) -> list[Block]:
     """The marked blocks of a page, in order."""
-    return [Block(kind=found["kind"], text=found["text"], compare=bool(found["output"])) for found in MARK.finditer(page.read_text())]
+    return [
+        Block(kind=found["kind"], text=found["text"], compare=bool(found["output"]), file=found["file"])
+        for found in MARK.finditer(page.read_text())
+    ]
 
 
 def pages() -> list[Path]:
@@ -112,7 +119,9 @@ def run_console(block: Block, folder: Path) -> None:
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_marked_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
-        if block.kind == "console":
+        if block.file is not None:
+            (tmp_path / block.file).write_text(f"{block.text}\n")
+        elif block.kind == "console":
             run_console(block, tmp_path)
         else:
             done = subprocess.run(

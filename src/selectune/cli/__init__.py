@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from selectune.cli import measuring, models, running, versions
+from selectune.cli.options import FamilyFiles
+from selectune.cli.screen import Screen
+
+_AS_JSON = "selectune.as_json"
+
+
+class Program(TyperGroup):
+    """The program, which knows before the verb is read how that one's errors are to be printed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the options before the verb."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="selectune",
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -18,6 +36,19 @@ app = typer.Typer(
         "3 a bug of ours, 130 stopped."
     ),
 )
+
+
+@app.callback()
+def program(context: typer.Context, families: FamilyFiles = None) -> None:
+    """Options before the verb."""
+    if families:
+        with Screen(as_json=context.meta[_AS_JSON]):
+            from selectune.components import add_families
+
+            for path in families:
+                context.with_resource(add_families(path))
+
+
 for group in (running, models, measuring, versions):
     group.add_to(app)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from selectune.cli.disk import show_disk
 from selectune.cli.options import DEFAULT_REGISTRY, AsJson, ModelArgument, RecipeArgument, RegistryUrl, Sets
 from selectune.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from selectune.components import ComponentMap, Selection
+    from selectune.components import ComponentMap, Portions, Selection, Span
     from selectune.pipeline import Plan
 
 
@@ -23,17 +25,26 @@ def map_(
         list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Select these: presets, globs, `!` to exclude.")
     ] = None,
     *,
-    tie: Annotated[str, typer.Option("--tie", metavar="forbid|allow", help="Whether a tied weight may be selected.")] = "allow",
+    tie: Annotated[
+        Literal["forbid", "allow"], typer.Option("--tie", metavar="forbid|allow", help="Whether a tied weight may be selected.")
+    ] = "allow",
+    disk: Annotated[bool, typer.Option("--disk", help="Show the names in memory and in the model's files.")] = False,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
     """The components of a model, and which of them patterns select."""
     with Screen(as_json=as_json) as screen:
+        from selectune.components import portions
         from selectune.pipeline import map_any
 
+        if disk:
+            show_disk(screen, model, patterns or [], tie=tie, registry=registry)
+            return
         found = map_any(model, registry)
-        selection = found.select(patterns, tie="allow" if tie == "allow" else "forbid", where="map") if patterns else None
-        screen.show(found.to_json(selection), lambda console: _print_map(console, found, selection))
+        selection = found.select(patterns, tie=tie, where="map") if patterns else None
+        taken = portions(found, selection)
+        document = {**found.to_json(selection), "taken": taken.to_json()}
+        screen.show(document, lambda console: _print_taken(console, taken, selection) if selection else _print_map(console, found))
 
 
 def plan(recipe: RecipeArgument, *, sets: Sets = None, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:
@@ -49,7 +60,7 @@ def plan(recipe: RecipeArgument, *, sets: Sets = None, registry: RegistryUrl = D
         screen.show(made.to_json(), lambda console: _print_plan(console, made))
 
 
-def _print_map(console: Console, found: ComponentMap, selection: Selection | None) -> None:
+def _print_map(console: Console, found: ComponentMap) -> None:
     from selectune.components.patterns import family
 
     elements: Counter[str] = Counter()
@@ -60,19 +71,56 @@ def _print_map(console: Console, found: ComponentMap, selection: Selection | Non
         elements[row] += component.elements
         shapes.setdefault(row, set()).add(component.shape)
         tied.setdefault(row, set()).update(component.tied)
-    chosen = {row.family: row for row in selection.table()} if selection else {}
-    table = _table("component", "count", "shapes", "elements", *(["selected"] if selection else []))
+    table = _table("component", "count", "shapes", "elements")
     for name, count in found.families.items():
         sizes = sorted(shapes[name])
         shown = ", ".join("x".join(map(str, shape)) or "1" for shape in sizes[:2]) + (" …" if len(sizes) > 2 else "")
         label = f"{name} (also {', '.join(sorted(tied[name]))})" if tied[name] else name
-        cells = [label, f"{count:,}", shown, f"{elements[name]:,}"]
-        table.add_row(*cells, *([f"{chosen[name].elements:,}" if name in chosen else ""] if selection else []))
+        table.add_row(label, f"{count:,}", shown, f"{elements[name]:,}")
     console.print(table)
     console.print(f"{found.model}: {found.elements:,} elements")
-    if selection:
-        share = selection.elements / found.elements
-        console.print(f"selected by {' '.join(selection.patterns)}: {selection.elements:,} elements ({share:.1%})")
+
+
+def _print_taken(console: Console, taken: Portions, selection: Selection) -> None:
+    table = _table("tower", "taken", "of components", "elements", "of the tower", "of the model")
+    for row in taken.towers:
+        shares = (f"{row.share:.1%}", f"{row.elements / taken.elements:.1%}")
+        table.add_row(row.tower, f"{row.components:,}", f"{row.of_components:,}", f"{row.elements:,}", *shares)
+    console.print(table)
+    table = _table("layers", "taken", "elements", "of these layers")
+    for span in taken.spans:
+        table.add_row(_spoken(span), f"{span.components:,}", f"{span.elements:,}", f"{span.share:.1%}")
+    console.print(table)
+    share = selection.elements / taken.elements
+    text = f"selected by {' '.join(selection.patterns)}: {selection.elements:,} of {taken.elements:,} elements ({share:.1%})"
+    console.print(text, markup=False)
+
+
+def _numbers(layers: tuple[int, ...]) -> str:
+    """`8-23`, `0-46 by 2`, or single ones and spans with commas between."""
+    steps = {after - before for before, after in pairwise(layers)}
+    if len(layers) > 2 and len(steps) == 1 and steps != {1}:
+        return f"{layers[0]}-{layers[-1]} by {steps.pop()}"
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _spoken(span: Span) -> str:
+    """`language.layers 8-23: mlp.{gate,up}`, which but for the numbers is a pattern again."""
+    place = f"{span.place} {_numbers(span.layers)}" if span.layers else span.place
+    if span.elements == span.of_elements:
+        return f"{place}: everything"
+    stems: dict[str, list[str]] = {}
+    for part in span.parts:
+        stem, dot, last = part.rpartition(".")
+        stems.setdefault(stem + dot, []).append(last)
+    parts = ", ".join(stem + (words[0] if len(words) == 1 else f"{{{','.join(words)}}}") for stem, words in stems.items())
+    return f"{place}: {parts}" if parts else place
 
 
 def _print_plan(console: Console, made: Plan) -> None:
@@ -107,7 +155,7 @@ def _print_plan(console: Console, made: Plan) -> None:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     return table

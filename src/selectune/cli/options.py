@@ -9,6 +9,12 @@ import typer
 
 DEFAULT_REGISTRY = "./selectune-registry"
 
+FamilyFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--families", metavar="FILE", help="Spellings of a model family, to be gone by before selectune's own; give several in order."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 RegistryUrl = Annotated[
     str, typer.Option("--registry", envvar="SELECTUNE_REGISTRY", metavar="DIR-or-URL", help="Where updates are kept.", show_default=True)

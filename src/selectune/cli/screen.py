@@ -36,7 +36,7 @@ class Screen:
         self.as_json = as_json
         self._shown = False
         self._stdout: TextIO = sys.stdout
-        self._console = Console(stderr=True, soft_wrap=True)
+        self._console = Console(stderr=True, soft_wrap=True, emoji=False)
         self._redirect = redirect_stdout(sys.stderr)
         self._progress: Progress | None = None
         self._what = ""
@@ -75,7 +75,7 @@ class Screen:
         if self.as_json:
             self._write_json(document)
         else:
-            human(Console(file=self._stdout, soft_wrap=True, highlight=False))
+            human(Console(file=self._stdout, soft_wrap=True, highlight=False, emoji=False))
 
     def exit(self, code: int) -> None:
         """Leave with this code after the document."""

@@ -5,7 +5,9 @@ Nothing here imports torch until a model is mapped, so that reading a recipe or 
 
 from selectune.components.architecture import known_types, map_architecture
 from selectune.components.component import Component, ComponentMap, Selection
+from selectune.components.families import add_families
 from selectune.components.mapping import map_model
+from selectune.components.portions import Portion, Portions, Span, portions
 from selectune.components.presets import PRESETS
 from selectune.components.proof import Forecast, Moved, Proof, forecast
 from selectune.components.slices import Region, elements_of, region_shape, views
@@ -16,14 +18,19 @@ __all__ = [
     "ComponentMap",
     "Forecast",
     "Moved",
+    "Portion",
+    "Portions",
     "Proof",
     "Region",
     "Selection",
+    "Span",
+    "add_families",
     "elements_of",
     "forecast",
     "known_types",
     "map_architecture",
     "map_model",
+    "portions",
     "region_shape",
     "views",
 ]

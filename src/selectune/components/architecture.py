@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -80,23 +81,51 @@ def build_architecture(model_type: str) -> PreTrainedModel:
     """The model of a type, on the meta device. Raises as `map_architecture`."""
     image, causal = _auto_maps()
     if model_type not in image and model_type not in causal:
-        near = difflib.get_close_matches(model_type, [*image, *causal], n=3, cutoff=0.5)
+        shown = model_type if len(model_type) <= 80 else f"{model_type[:80]}…"
+        near = _near_types(model_type[:200], [*image, *causal])
         hint = (
-            f"Did you mean {' or '.join(f'arch:{name}' for name in dict.fromkeys(near))}?"
+            f"Did you mean {' or '.join(f'arch:{name}' for name in near)}?"
             if near
-            else "transformers lists its model types."
+            else "docs/reference/architectures.md lists them all; llava, qwen2_5_vl and llama are three."
         )
-        raise ModelError(f'"{model_type}" is no architecture that transformers builds', where=f"arch:{model_type}", then=hint)
+        raise ModelError(f'"{shown}" is no architecture that transformers builds', where=f"arch:{shown}", then=hint)
     return _built(model_type)
+
+
+def _near_types(text: str, known: list[str]) -> list[str]:
+    """Up to three types that look like it; a class's name and a hub id are read as well."""
+    bare = re.sub(r"(For\w+|Model|Config)$", "", text.rpartition("/")[2])
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]+", "_", bare).lower()
+    close = [name for word in (text, snake) for name in difflib.get_close_matches(word, known, n=3, cutoff=0.5)]
+    return list(dict.fromkeys(close))[:3]
 
 
 def _built(model_type: str) -> PreTrainedModel:
     import torch
-    from huggingface_hub.errors import StrictDataclassError
 
-    # Default configs fail in many ways; all of these mean that the family needs values that only a real config has.
-    failures = (
+    try:
+        built, config = default_config(model_type)
+        with torch.device("meta"), _quiet(), stand_ins():
+            net: PreTrainedModel = built._from_config(config)
+            return net
+    except build_failures() as error:
+        reason = " ".join(str(error).split())[:200]
+        raise NotYet(
+            f"its default config does not build ({type(error).__name__}: {reason})",
+            where=f"arch:{model_type}",
+            then="Map a folder with a config.json of this family instead.",
+        ) from error
+
+
+def build_failures() -> tuple[type[Exception], ...]:
+    """What transformers raises for a config that builds no model, and for files that cannot be read."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (
         StrictDataclassError,
+        SafetensorError,
+        OSError,
         ImportError,
         LookupError,
         ValueError,
@@ -106,18 +135,6 @@ def _built(model_type: str) -> PreTrainedModel:
         AssertionError,
         RuntimeError,
     )
-    try:
-        built, config = default_config(model_type)
-        with torch.device("meta"), _quiet(), stand_ins():
-            net: PreTrainedModel = built._from_config(config)
-            return net
-    except failures as error:
-        reason = " ".join(str(error).split())[:200]
-        raise NotYet(
-            f"its default config does not build ({type(error).__name__}: {reason})",
-            where=f"arch:{model_type}",
-            then="Map a folder with a config.json of this family instead.",
-        ) from error
 
 
 def default_config(model_type: str) -> tuple[Any, Any]:

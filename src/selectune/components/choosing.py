@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from selectune.components.component import Component, ComponentMap, Selection
 from selectune.components.fused import FUSED
-from selectune.components.patterns import Pattern, Plain, family, list_lengths, read_pattern
+from selectune.components.near import near
+from selectune.components.patterns import Pattern, Plain, list_lengths, read_pattern
 from selectune.components.presets import PRESETS
 from selectune.errors import InputError, NoMatch, NotYet, TiedSelection
+
+_SHOWN = 80
+"""Characters of a pattern in a message."""
 
 
 def choose(found: ComponentMap, patterns: tuple[str, ...], *, tie: Literal["forbid", "allow"], where: str) -> Selection:
@@ -19,11 +22,12 @@ def choose(found: ComponentMap, patterns: tuple[str, ...], *, tie: Literal["forb
         raise InputError("no pattern is given", where=where, then="Write what may move: a preset such as attention, or a component's name.")
     known = _known_names(found)
     lengths = list_lengths(known)
+    fused = {component.name: _fused_names(component) for component in found.components}
     asked: set[str] = set()
     refused: set[str] = set()
     for index, text in enumerate(patterns):
         spot = f"{where}[{index}]"
-        names = _names(found, known, lengths, text, spot)
+        names = _with_parts(fused, _names(found, known, lengths, text, spot))
         if text.startswith("!"):
             asked -= names
             refused |= names
@@ -45,6 +49,11 @@ def _fused_names(component: Component) -> tuple[str, ...]:
     return tuple(f"{stem}.{role}" for role in FUSED.get(last, ()))
 
 
+def _with_parts(fused: Mapping[str, tuple[str, ...]], names: set[str]) -> set[str]:
+    """The names, and for a fused tensor those of its parts: `attn.qkv` is q, k and v, so that `!attn.q` takes from it."""
+    return names.union(*(fused.get(name, ()) for name in names))
+
+
 def _known_names(found: ComponentMap) -> dict[str, None]:
     names: dict[str, None] = {}
     for component in found.components:
@@ -62,17 +71,19 @@ def _names(found: ComponentMap, known: Mapping[str, None], lengths: Mapping[str,
         if not names:
             raise NoMatch(f'the preset "{bare}" matches no component of {found.model}', where=where, then=_see(found))
     else:
-        pattern = read_pattern(text, where=where)
+        pattern = read_pattern(text, where=where, near=lambda: near(found, known, text))
         names = set()
         for plain in pattern.alternatives:
             matched = _matches(known, lengths, plain, where)
             if not matched:
-                raise NoMatch(_nothing(pattern, plain), where=where, then=f"{_near(found, known, plain)}{_see(found)}")
+                raise NoMatch(_nothing(pattern, plain), where=where, then=f"{near(found, known, plain.text)}{_see(found)}")
             names |= matched
     return names if text.startswith("!") else _without_nameless(found, names, bare, where)
 
 
-def _matches(known: Iterable[str], lengths: Mapping[str, int], plain: Plain, where: str) -> set[str]:
+def _matches(known: Mapping[str, None], lengths: Mapping[str, int], plain: Plain, where: str) -> set[str]:
+    if plain.literal:
+        return {plain.text} & known.keys()
     return {name for name in known if plain.matches(name, lengths, where)}
 
 
@@ -88,35 +99,16 @@ def _without_nameless(found: ComponentMap, names: set[str], text: str, where: st
 
 
 def _nothing(pattern: Pattern, plain: Plain) -> str:
-    text = pattern.text.removeprefix("!")
-    return f'"{text}" matches no component' if plain.text == text else f'"{plain.text}", a part of "{text}", matches no component'
+    text, part = (value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…" for value in (pattern.text.removeprefix("!"), plain.text))
+    return (
+        f'"{text}" matches no component'
+        if plain.text == pattern.text.removeprefix("!")
+        else f'"{part}", a part of "{text}", matches no component'
+    )
 
 
 def _see(found: ComponentMap) -> str:
     return f"See them all: selectune map {found.model}"
-
-
-def _near(found: ComponentMap, known: Mapping[str, None], plain: Plain) -> str:
-    """`Did you mean …?  ` with up to three families that look like the pattern, or the empty string."""
-    by_parameter = {
-        family(component.name): None
-        for component in found.components
-        if component.parameter == plain.text or component.parameter.startswith((plain.text + ".", plain.text.rstrip("*")))
-    }
-    families: dict[str, int] = {}
-    for name in known:
-        families[family(name)] = families.get(family(name), 0) + 1
-    wanted = family("".join(token if isinstance(token, str) else "*" if plain.text.startswith("*") else ".*" for token in plain.tokens))
-    wanted = wanted.replace("..", ".").replace("**", "*")
-    candidates = [*families, *(PRESETS if "." not in wanted else ())]
-    below = [name for name in families if name.startswith(wanted.rstrip(".*") + ".")][:1]
-    close = (
-        list(by_parameter)[:3]
-        or [f"{wanted.rstrip('.*')}.*"] * bool(below)
-        or difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.6)
-    )
-    shown = [f"{name} ({families[name]} component{'s' * (families[name] != 1)})" if name in families else name for name in close]
-    return f"Did you mean {' or '.join(shown)}?  " if shown else ""
 
 
 def _components(
@@ -125,20 +117,18 @@ def _components(
     """The components asked for under any of their names, and under none that was excluded."""
     chosen: list[Component] = []
     for component in found.components:
-        names = {component.name, *component.tied}
         parts = _fused_names(component)
+        names = {*(parts or (component.name,)), *component.tied}
         wanted = names & asked
-        if not wanted and parts:
-            some = [part for part in parts if part in asked]
-            if some and len(some) < len(parts):
-                raise NotYet(
-                    f"{component.parameter} holds {', '.join(parts)}; its layout is unknown, and only {', '.join(some)} is asked for",
-                    where=where,
-                    then=f"Select {component.name} as a whole, or leave it out.",
-                )
-            wanted = set(some)
         if not wanted:
             continue
+        some = [part for part in parts if part in asked]
+        if 0 < len(some) < len(parts):
+            raise NotYet(
+                f"{component.parameter} holds {', '.join(parts)}; its layout is unknown, and only {', '.join(some)} is asked for",
+                where=where,
+                then=f"Select {component.name} as a whole, or leave it out.",
+            )
         if component.tied and not names <= asked and tie == "forbid":
             raise _tied(component, wanted, names - wanted, where)
         if not names & refused:

@@ -1,15 +1,28 @@
-"""The table of spellings, `families.yaml`, read once and compiled."""
+"""The table of spellings that the naming goes by: the shipped `families.yaml`, and what third parties put before it.
+
+A package adds its own through the entry-point group `selectune.families`; whoever runs a program adds a file with `add_families`, or with
+`selectune --families FILE`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import NamedTuple
 
-import yaml
+from selectune.components.tables import RULES, Fused, Source, Table, Towers, expression, faulty, read_table
+from selectune.errors import InputError
+
+ENTRY_POINTS = "selectune.families"
+_ADDED: list[Source] = []
+"""What `add_families` was given, in that order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +37,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Families:
-    """`families.yaml`, compiled; the file's head says what each table is for."""
+    """Every table together, compiled; the head of `families.yaml` says what each is for."""
 
     keys: Mapping[str, str]
     second: Mapping[str, str]
@@ -53,33 +66,125 @@ def first_match(rules: Sequence[Rule], path: str, beside: Sequence[str] = ()) ->
     return None
 
 
-def _rules(rows: Sequence[Sequence[str]], words: Mapping[str, str]) -> tuple[Rule, ...]:
-    def pattern(text: str) -> re.Pattern[str]:
-        return re.compile(re.sub(r"<(\w+)>", lambda word: words[word[1]], text))
+@cache
+def families() -> Families:
+    """The tables in force: added files, then those of installed packages by name, then the shipped one; the first rule that matches wins.
 
-    return tuple(Rule(path=pattern(path), name=name, beside=pattern(beside[0]) if beside else None) for path, name, *beside in rows)
+    Raises InputError for the table of an installed package that cannot be used.
+    """
+    return _joined(_ADDED)
+
+
+def add_families(path: str | Path) -> ExitStack:
+    """Puts the table in a YAML file before the others: from now on, or for a block, as `with add_families("snail.yaml"):`.
+
+    Its rules come after those of files that were added earlier and before all others; its lists and entries are added. A map that was
+    made in the block stays as it is, but training and its proof map the model again: do them inside too. Raises InputError with every
+    fault of the file, a class that is already split in another way among them.
+    """
+    source = read_table(Path(path).expanduser(), str(path), _shipped().table)
+    _joined([*_ADDED, source])
+    _ADDED.append(source)
+    families.cache_clear()
+    undo = ExitStack()
+    undo.callback(_remove, source)
+    return undo
+
+
+def _remove(source: Source) -> None:
+    _ADDED[:] = [other for other in _ADDED if other is not source]
+    families.cache_clear()
 
 
 @cache
-def families() -> Families:
-    """The shipped table."""
-    text = resources.files("selectune.components").joinpath("families.yaml").read_text("utf-8")
-    table: dict[str, Any] = yaml.safe_load(text)
-    words: dict[str, str] = table["words"]
-    towers = table["towers"]
+def _shipped() -> Source:
+    return read_table(resources.files("selectune.components").joinpath("families.yaml"), "selectune's families.yaml")
+
+
+def _installed() -> list[Source]:
+    return [_offered(entry) for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name)]
+
+
+def _offered(entry: EntryPoint) -> Source:
+    """The table of one package. The entry point is a path, or a function that gives one."""
+    where = f"{entry.dist.name if entry.dist else entry.value} (entry point {entry.name} of {ENTRY_POINTS})"
+    then = "Correct the package, or uninstall it."
+    try:
+        value = entry.load()
+        file = value() if callable(value) else value
+    except (ImportError, AttributeError) as error:
+        raise InputError(f'"{entry.value}" cannot be loaded ({error})', where=where, then=then) from error
+    file = Path(file) if isinstance(file, str) else file
+    if not isinstance(file, Traversable) or (isinstance(file, Path) and not file.is_absolute()):
+        what = f'"{entry.value}" gives {str(file)[:80]!r}, which is no absolute path'
+        raise InputError(what, where=where, then='Let it give importlib.resources.files("your_package") / "families.yaml".')
+    return read_table(file, f"{where}: {file.name}", _shipped().table)
+
+
+def _joined(added: Sequence[Source]) -> Families:
+    packages = _installed()
+    entries = _entries([_shipped(), *packages, *added])
+    tables = [source.table for source in (*added, *packages, _shipped())]
     return Families(
-        keys=towers["keys"],
-        second=towers["second"],
-        inputs=towers["inputs"],
-        spelling=towers["spelling"],
-        wrappers=frozenset(table["wrappers"]),
-        outside={module: word for word, modules in table["outside"].items() for module in modules},
-        plain=frozenset(table["plain"]),
-        inside=frozenset(table["inside"]),
-        parallel=frozenset(table["parallel"]),
-        norms=_rules(table["norms"], words),
-        layer=_rules(table["layer"], words),
-        stem=_rules(table["stem"], words),
-        language_stem=_rules(table["language_stem"], words),
-        fused={kind: {owner: layout for layout, owners in layouts.items() for owner in owners} for kind, layouts in table["fused"].items()},
+        keys=entries["towers.keys"],
+        second=entries["towers.second"],
+        inputs=entries["towers.inputs"],
+        spelling=entries["towers.spelling"],
+        wrappers=frozenset(name for table in tables for name in table.wrappers),
+        outside=entries["outside"],
+        plain=frozenset(name for table in tables for name in table.plain),
+        inside=frozenset(name for table in tables for name in table.inside),
+        parallel=frozenset(name for table in tables for name in table.parallel),
+        **_rules(tables),
+        fused={kind: entries[f"fused.{kind}"] for kind in Fused.model_fields},
     )
+
+
+def _rules(tables: Sequence[Table]) -> dict[str, tuple[Rule, ...]]:
+    rules: dict[str, list[Rule]] = {name: [] for name in RULES}
+    for table in tables:
+        words = {**table.words, **_shipped().table.words}
+        for name, _, (path, part, *beside) in table.rules():
+            found = [re.compile(expression(text, words)) for text in (path, *beside)]
+            rules[name].append(Rule(path=found[0], name=part, beside=found[1] if beside else None))
+    return {name: tuple(rows) for name, rows in rules.items()}
+
+
+class _Entry(NamedTuple):
+    """One entry of a mapping: the mapping, key, value, and its place in the file."""
+
+    group: str
+    key: str
+    value: str
+    spot: str
+
+
+def _of(table: Table) -> Iterator[_Entry]:
+    for name in Towers.model_fields:
+        for key, value in getattr(table.towers, name).items():
+            yield _Entry(f"towers.{name}", key, value, f"towers.{name}.{key}")
+    for word, modules in table.outside.items():
+        for index, module in enumerate(modules):
+            yield _Entry("outside", module, word, f"outside.{word}[{index}]")
+    for kind in Fused.model_fields:
+        for layout, classes in getattr(table.fused, kind).items():
+            for index, owner in enumerate(classes):
+                yield _Entry(f"fused.{kind}", owner, layout, f"fused.{kind}.{layout}[{index}]")
+
+
+def _entries(sources: Iterable[Source]) -> dict[str, dict[str, str]]:
+    """The mappings of all tables. A table adds entries and changes none: one that says otherwise than an earlier one is a fault."""
+    groups = [*(f"towers.{name}" for name in Towers.model_fields), "outside", *(f"fused.{kind}" for kind in Fused.model_fields)]
+    found: dict[str, dict[str, tuple[str, str]]] = {group: {} for group in groups}
+    faults = []
+    for source in sources:
+        for group, key, value, spot in _of(source.table):
+            before, by = found[group].setdefault(key, (value, source.where))
+            if before != value:
+                then = (
+                    "Give your class a name of its own." if group.startswith("fused") else "Take it out: a table adds and changes nothing."
+                )
+                faults.append(f'{source.where}: {spot}: {key} is "{before}" already, in {by}, and not "{value}". {then}')
+    if faults:
+        raise faulty(faults)
+    return {group: {key: value for key, (value, _) in entries.items()} for group, entries in found.items()}

@@ -67,7 +67,7 @@ def _identities(found: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _components(structure: Structure, aliases: list[str], places: Mapping[str, Place], parameter: Tensor) -> Iterator[Component]:
-    shape = tuple(parameter.shape)
+    shape, dtype, held = tuple(parameter.shape), dtype_name(parameter.dtype), quantised(parameter)
     own, *others = [_parts(structure, alias, places[alias], parameter) for alias in aliases]
     for index, (name, region) in enumerate(own):
         tied = {other[index][0] for other in others if len(other) == len(own) and other[index][0] != name}
@@ -78,8 +78,8 @@ def _components(structure: Structure, aliases: list[str], places: Mapping[str, P
             shape=region_shape(shape, region),
             elements=elements_of(shape, region),
             tied=tuple(sorted(tied)),
-            dtype=dtype_name(parameter.dtype),
-            quantised=quantised(parameter),
+            dtype=dtype,
+            quantised=held,
         )
 
 

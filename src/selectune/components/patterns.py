@@ -2,13 +2,13 @@
 
 `*` stands for any characters, dots included. `[8:24]`, `[-4:]`, `[::2]`, `[50%:]` and `[10,16-17]` stand for the index after a list's
 name, counted within that list. `{q,k}` stands for either; each alternative has to match something. `!` in front removes. Matching takes
-time in proportion to the lengths of pattern and name, whatever the pattern.
+time in proportion to the lengths of pattern and name, whatever the pattern. docs/reference/patterns.md is the specification.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,9 +18,9 @@ LONGEST = 1000
 """Characters in one pattern."""
 _MOST_ALTERNATIVES = 256
 _TOKEN = re.compile(r"(?P<star>\*+)|\{(?P<either>[^{}]*)\}|\[(?P<range>[^\[\]]*)\]|(?P<text>[A-Za-z0-9_.\-]+)")
-_SLICE = re.compile(r"(-?\d+%?)?:(-?\d+%?)?(?::(\d+))?")
-_ITEM = re.compile(r"(-?\d+)(?:-(\d+))?")
-_INDEX = re.compile(r"\.(\d+)(?=\.|\Z)")
+_SLICE = re.compile(r"(-?[0-9]+%?)?:(-?[0-9]+%?)?(?::([0-9]+))?")
+_ITEM = re.compile(r"(-?[0-9]+)(?:-([0-9]+))?")
+_INDEX = re.compile(r"\.([0-9]+)(?=\.|\Z)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,11 @@ class Indices:
         match = _SLICE.fullmatch(self.text.strip())
         chosen = self._slice(match, count, prefix, where) if match else self._items(count, prefix, where)
         if not chosen:
-            raise NoMatch(f'"[{self.text}]" is no index of {prefix}, which has {count} (0 to {count - 1})', where=where)
+            raise NoMatch(
+                f'"[{self.text}]" is no index of {prefix}, which has {count} (0 to {count - 1})',
+                where=where,
+                then="A range leaves its end out: [4:6] is 4 and 5.",
+            )
         return chosen
 
     def _bound(self, text: str | None, count: int, prefix: str, where: str | None) -> int | None:
@@ -51,8 +55,6 @@ class Indices:
 
     def _slice(self, match: re.Match[str], count: int, prefix: str, where: str | None) -> frozenset[int]:
         step = int(match[3]) if match[3] else 1
-        if step == 0:
-            raise InputError(f'"[{self.text}]" has a step of 0', where=where)
         start, stop = (self._bound(match[group], count, prefix, where) for group in (1, 2))
         return frozenset(range(count)[start:stop:step])
 
@@ -64,7 +66,11 @@ class Indices:
             first = int(match[1]) + (count if int(match[1]) < 0 else 0)
             last = int(match[2]) if match[2] else first
             if not 0 <= first <= last < count:
-                raise NoMatch(f'"[{self.text}]": {item.strip()} is no index of {prefix}, which has {count} (0 to {count - 1})', where=where)
+                raise NoMatch(
+                    f'"[{self.text}]": {item.strip()} is no index of {prefix}, which has {count} (0 to {count - 1})',
+                    where=where,
+                    then="Count from the end with [-1]; a span goes upwards, as in [16-17].",
+                )
             chosen.update(range(first, last + 1))
         return frozenset(chosen)
 
@@ -87,32 +93,53 @@ class Plain:
     exact: bool
     """Whether the sieve alone decides; with indices, each has to be looked up."""
 
+    @property
+    def literal(self) -> bool:
+        """Whether it is one name and nothing else."""
+        return all(isinstance(token, str) for token in self.tokens)
+
     def matches(self, name: str, counts: Mapping[str, int], where: str | None = None) -> bool:
-        """Whether the whole of `name` matches; `counts` has the length of every list by its name."""
+        """Whether the whole of `name` matches; `counts` has the length of every list by its name.
+
+        Raises NoMatch for bounds that a list does not have, where the name would match otherwise.
+        """
         if self.sieve.match(name) is None:
             return False
         return self.exact or self._walk(name, counts, where)
 
     def _walk(self, name: str, counts: Mapping[str, int], where: str | None) -> bool:
         at = {0}
-        for token in self.tokens:
-            if isinstance(token, Star):
-                at = set(range(min(at), len(name) + 1))
-            elif isinstance(token, Indices):
-                at = {end for start in at for end in _index(token, name, start, counts, where)}
+        for place, token in enumerate(self.tokens):
+            if isinstance(token, Indices):
+                found = [match for start in at if (match := _INDEX.match(name, start)) is not None]
+                at = {match.end() for match in found if self._takes(place, token, match, counts, where)}
             else:
-                at = {start + len(token) for start in at if name.startswith(token, start)}
+                at = _step(token, name, at)
             if not at:
                 return False
         return len(name) in at
 
+    def _takes(self, place: int, token: Indices, index: re.Match[str], counts: Mapping[str, int], where: str | None) -> bool:
+        prefix = index.string[: index.start()]
+        try:
+            return int(index[1]) in token.within(counts[prefix], prefix, where)
+        except NoMatch:
+            # A star may reach lists that the pattern does not mean: `*[100].gate` is about experts, and says nothing of 24 layers.
+            ends = {index.end()}
+            for later in self.tokens[place + 1 :]:
+                ends = _step(later, index.string, ends)
+            if len(index.string) in ends:
+                raise
+            return False
 
-def _index(token: Indices, name: str, start: int, counts: Mapping[str, int], where: str | None) -> Iterable[int]:
-    match = _INDEX.match(name, start)
-    if match is None:
-        return ()
-    prefix = name[:start]
-    return (match.end(),) if int(match[1]) in token.within(counts[prefix], prefix, where) else ()
+
+def _step(token: Token, name: str, at: set[int]) -> set[int]:
+    """Where the token may end in the name if it begins at one of these places; any index stands for indices."""
+    if isinstance(token, Star):
+        return set(range(min(at), len(name) + 1)) if at else at
+    if isinstance(token, Indices):
+        return {match.end() for start in at if (match := _INDEX.match(name, start)) is not None}
+    return {start + len(token) for start in at if name.startswith(token, start)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,8 +151,11 @@ class Pattern:
     alternatives: tuple[Plain, ...]
 
 
-def read_pattern(text: str, *, where: str | None = None) -> Pattern:
-    """Parses one pattern. Raises InputError for an empty or overlong one, a stray bracket, or a character that no name has."""
+def read_pattern(text: str, *, where: str | None = None, near: Callable[[], str] = str) -> Pattern:
+    """Parses one pattern. Raises InputError for an empty or overlong one, a stray bracket, or a character that no name has.
+
+    `near` says what a regular expression or a list of names may have meant; it is asked for those alone.
+    """
     removes = text.startswith("!")
     body = text[1:] if removes else text
     if not body.strip():
@@ -140,7 +170,7 @@ def read_pattern(text: str, *, where: str | None = None) -> Pattern:
             raise InputError(
                 f'"{body[:80]}" has {body[at]!r} at character {at + 1}, which patterns do not use',
                 where=where,
-                then="Patterns are globs: names, *, {q,k}, [8:24], [10,16-17] and ! in front; regular expressions are not read.",
+                then=f"Patterns are globs: names, *, {{q,k}}, [8:24], [10,16-17] and ! in front; no regular expressions. {near()}".rstrip(),
             )
         choices.append(_choices(match, body, where))
         at = match.end()
@@ -167,6 +197,8 @@ def _choices(match: re.Match[str], body: str, where: str | None) -> list[Token]:
     text = match["range"].strip()
     if not _SLICE.fullmatch(text) and not all(_ITEM.fullmatch(item.strip()) for item in text.split(",")):
         raise InputError(f'"{match[0]}" in "{body[:80]}" is no range', where=where, then="Write [8:24], [-4:], [50%:] or [10,16-17].")
+    if (parts := _SLICE.fullmatch(text)) and parts[3] and int(parts[3]) == 0:
+        raise InputError(f'"{match[0]}" in "{body[:80]}" has a step of 0', where=where, then="Write [::2] for every other one.")
     return [Indices(text=text)]
 
 
@@ -177,7 +209,7 @@ def _plain(tokens: tuple[Token, ...]) -> Plain:
         if isinstance(token, Star):
             pieces.append([])
         else:
-            pieces[-1].append(r"\.\d+(?!\d)" if isinstance(token, Indices) else re.escape(token))
+            pieces[-1].append(r"\.[0-9]+(?![0-9])" if isinstance(token, Indices) else re.escape(token))
     first, *rest = ["".join(piece) for piece in pieces]
     sieve = first + (r"\Z" if not rest else "".join(f"(?>.*?{piece})" for piece in rest[:-1] if piece) + ".*" + rest[-1] + r"\Z")
     text = "".join("*" if isinstance(t, Star) else f"[{t.text}]" if isinstance(t, Indices) else t for t in tokens)

@@ -30,6 +30,7 @@ def _by_axis(region: Region) -> Mapping[int, list[range]]:
     return axes
 
 
+@lru_cache(maxsize=4096)  # layers are alike: thousands of regions of packed experts come again in each
 def region_shape(shape: tuple[int, ...], region: Region | None) -> tuple[int, ...]:
     """The shape of the selected part of a tensor of `shape`; `None` is the whole tensor."""
     if region is None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from selectune.pipeline.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from selectune.pipeline.checkpoint import save_checkpoint
     from selectune.pipeline.comparing import Comparison, compare
     from selectune.pipeline.planning import Plan, plan
     from selectune.pipeline.running import resume, run, run_all
     from selectune.pipeline.single import measure, read_numbers, train_skill
-    from selectune.pipeline.versions import load_any, load_version, map_any, save_full
+    from selectune.pipeline.versions import load_any, load_version, locate_any, map_any, save_full
 
 __all__ = [
     "Comparison",
@@ -22,6 +23,7 @@ __all__ = [
     "compare",
     "load_any",
     "load_version",
+    "locate_any",
     "map_any",
     "measure",
     "plan",
@@ -29,16 +31,18 @@ __all__ = [
     "resume",
     "run",
     "run_all",
+    "save_checkpoint",
     "save_full",
     "train_skill",
 ]
 
 _HOMES = {
+    "checkpoint": ("save_checkpoint",),
     "comparing": ("Comparison", "compare"),
     "planning": ("Plan", "plan"),
     "running": ("resume", "run", "run_all"),
     "single": ("measure", "read_numbers", "train_skill"),
-    "versions": ("load_any", "load_version", "map_any", "save_full"),
+    "versions": ("load_any", "load_version", "locate_any", "map_any", "save_full"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from selectune.components import map_architecture, map_model
+from selectune.components import map_model
+from selectune.components.architecture import build_architecture, build_failures
 from selectune.delta import apply
-from selectune.errors import InputError, ModelError, RegistryError, StorageError
-from selectune.models import load, providers
+from selectune.errors import ModelError, RegistryError
+from selectune.models import check_folder, load, providers
+from selectune.pipeline.checkpoint import check_new, has_weights, read_slots, save_checkpoint, weight_folder
 from selectune.pipeline.recording import MODEL
 from selectune.registry import Registry
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from selectune.components import ComponentMap
+    from selectune.components.disk import Stored
+    from selectune.delta import Delta
     from selectune.models import Model
+    from selectune.registry.update import Update
 
 ARCHITECTURE = "arch:"
-NOTE = "selectune.json"
-"""The file of a full checkpoint that says which update it is."""
 
 
 def load_any(name: str, registry: str) -> Model:
@@ -44,15 +47,41 @@ def map_any(name: str, registry: str) -> ComponentMap:
 
     Raises ModelError, and NotYet for an architecture whose default configuration does not build.
     """
+    return _outline(name, registry)[1]
+
+
+def locate_any(name: str, registry: str) -> tuple[ComponentMap, tuple[tuple[Stored, ...], ...]]:
+    """The map as `map_any` gives it, and for each of its components where that lies on disk.
+
+    Names are those of the model's own files where it has some, else those that transformers would write. Raises as `map_any`.
+    """
+    from selectune.components.disk import disk_names, follow, in_files
+
+    net, found = _outline(name, registry)
+    folder = None if name.startswith(ARCHITECTURE) else weight_folder(found.model)
+    slots = read_slots(folder) if folder is not None and has_weights(folder) else {}
+    if slots:
+        follow(net, slots)
+    prefix = net.base_model_prefix
+    rows = disk_names(net, found)
+    return found, tuple(tuple(replace(one, name=in_files(one.name, slots, prefix) or one.name) for one in row) for row in rows)
+
+
+def _outline(name: str, registry: str) -> tuple[PreTrainedModel, ComponentMap]:
+    """A model, without weights where they are not needed, and its map."""
     if name.startswith(ARCHITECTURE):
-        return map_architecture(name.removeprefix(ARCHITECTURE))
+        net = build_architecture(name.removeprefix(ARCHITECTURE))
+        return net, map_model(net, name)
     folder = Path(name).expanduser()
     if name not in providers() and (folder / "config.json").is_file():
-        return _map_folder(folder, name)
-    return load_any(name, registry).map
+        check_folder(folder, weights=False)
+        net = _empty(folder, name)
+        return net, map_model(net, name)
+    model = load_any(name, registry)
+    return model.net, model.map
 
 
-def _map_folder(folder: Path, name: str) -> ComponentMap:
+def _empty(folder: Path, name: str) -> PreTrainedModel:
     """From the configuration alone, on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -63,12 +92,12 @@ def _map_folder(folder: Path, name: str) -> ComponentMap:
         family: Any = AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
         with torch.device("meta"):
             net = family.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except build_failures() as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"its config.json builds no model ({reason})", where=f"model {name}", then="Save it again with save_pretrained."
         ) from error
-    return map_model(net, name)
+    return cast("PreTrainedModel", net)
 
 
 def load_version(registry: Registry, identity: str) -> Model:
@@ -76,65 +105,29 @@ def load_version(registry: Registry, identity: str) -> Model:
 
     Raises RegistryError for an unknown update, ModelError for a base that is not there, WrongParent for a base that is not what it was.
     """
-    update = registry.show(identity)
+    return _version(registry, registry.show(identity))[0]
+
+
+def _version(registry: Registry, update: Update) -> tuple[Model, list[Delta]]:
+    """The model of an update, and the deltas that lead to it from the base."""
     name = update.meta.get(MODEL)
     if not isinstance(name, str):
         raise RegistryError(
             f"update {update.id[:12]} does not say which model it is of", where=registry.where, then="Load the base and apply its deltas."
         )
     model = load(name)
-    for delta in registry.chain(update.id):
+    deltas = registry.chain(update.id)
+    for delta in deltas:
         model = apply(model, delta)
-    return model
+    return model, deltas
 
 
 def save_full(registry: Registry, identity: str, out: Path) -> Path:
     """An update as a full checkpoint in a new folder: weights named as in its base's files, configuration, processor, `selectune.json`.
 
-    The folder is whole or not there. Raises InputError for one that is not empty, ModelError where transformers would write other
-    tensors than the base's files hold, StorageError for a full disk, and what `load_version` raises.
+    The folder is whole or not there. Raises what `load_version` and `save_checkpoint` raise.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("is there already and not empty", where=str(out), then="Give a new folder.")
+    check_new(out)
     update = registry.show(identity)
-    model = load_version(registry, identity)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
-            model.net.save_pretrained(partial)
-            model.processor.save_pretrained(partial)
-            _check_keys(Path(model.name).expanduser(), partial)
-            note = {"update": update.id, "parent": update.parent, "model_id": model.id, "base": model.name, "verdict": update.verdict}
-            (partial / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-            partial.chmod(0o755)
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise StorageError(f"cannot be written ({error.strerror})", where=str(out), then="Free space, or choose another folder.") from error
-    return out
-
-
-def _check_keys(base: Path, made: Path) -> None:
-    """The same tensor names in both folders; a base that is no folder of safetensors has none to compare."""
-    wanted, found = _keys(base), _keys(made)
-    if wanted and wanted != found:
-        odd = sorted(wanted ^ found)
-        what = f"{len(odd)} tensors would be in one of base and checkpoint only, such as {odd[0]}"
-        raise ModelError(
-            what, where=str(made), then="Save the base again with this version of transformers, and record its updates on that."
-        )
-
-
-def _keys(folder: Path) -> set[str]:
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        with safe_open(path, framework="pt") as file:
-            names |= set(file.keys())
-    return names
+    model, deltas = _version(registry, update)
+    return save_checkpoint(model, deltas, out, note={"update": update.id, "parent": update.parent, "verdict": update.verdict})

@@ -84,7 +84,7 @@ class Data(Part):
 
 
 class Adapter(Part):
-    """Low-rank matrices beside the selected weights, trained in their place and added to them at the end. ``lora`` stands for the defaults."""
+    """Low-rank matrices beside the selected weights, trained in their place and added to them at the end; ``lora`` is short for it."""
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=16, ge=1, le=1024)
@@ -120,6 +120,8 @@ class Optim(Part):
     """Share of the steps over which the rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after warm-up."""
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor"] = "adamw"
+    """`adamw-8bit` keeps its moments in 8 bits (bitsandbytes), `adafactor` by rows and columns alone, without momentum."""
     weight_decay: Finite = Field(default=0.0, ge=0)
     clip: Finite | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient; None: not clipped."""
@@ -133,6 +135,8 @@ class Optim(Part):
     """Keep a frozen vision tower's features."""
     adapter: Adapter | None = None
     """Train low-rank matrices in place of the selected weights (``lora``, or ``{kind: lora, rank: 8}``); None: the weights themselves."""
+    in_backward: bool = False
+    """Step each parameter in the backward pass, as soon as its gradient is there, and free that; for whole batches without `clip`."""
     checkpointing: bool = False
     """Trade time for memory: recompute activations."""
     compile: bool = False
@@ -142,6 +146,8 @@ class Optim(Part):
     def _whole_batches(self) -> Self:
         if any(not 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {list(self.betas)}")
+        if self.in_backward and (self.clip is not None or self.micro_batch is not None):
+            raise ValueError("in_backward steps before all gradients are there: set clip to null, and leave micro_batch out")
         return self
 
     def merged(self, other: Optim | None) -> Optim:

@@ -9,6 +9,7 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021); 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ def _refused(reason: str, count: int = 1) -> InputError:
 
 def _config(adapter: Adapter, owners: Mapping[str, nn.Module]) -> Any:
     try:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is, and it has a remark on kernels
         from peft import LoraConfig
     except ImportError as error:
         raise MissingPackage("LoRA needs PEFT", where="optim.adapter", then="Install it: pip install 'selectune[peft]'.") from error

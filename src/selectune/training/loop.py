@@ -16,6 +16,7 @@ from torch import Tensor
 from selectune.components import Proof
 from selectune.components.proof import Forecast, Moved, forecast
 from selectune.delta import extract, restore, snapshot
+from selectune.delta.bits import torch_dtype
 from selectune.errors import Diverged, SelectionViolated, Stopped
 from selectune.hashing import digest
 from selectune.network import hosts
@@ -33,7 +34,8 @@ from selectune.training.schedule import Schedule, micro_batches
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from selectune.components import Selection
+    from selectune.components import Region, Selection
+    from selectune.delta import Snapshot
     from selectune.models import Model
     from selectune.recipe import Optim
     from selectune.records import Records
@@ -71,6 +73,9 @@ def train(model: Model, selection: Selection, records: Records, optim: Optim, *,
                 session.on_step(step)
         delta = extract(model, before, selection)
         assert run.moved is not None
+        if run.adapter is None:
+            share = run.masters.lost_to_rounding(_values(before))
+            run.reasons["rounding"] = f"{share:.1%} of the elements that moved in fp32 are bit for bit the base's after rounding"
     finally:
         restore(model, before)
     return Training(
@@ -188,6 +193,8 @@ class _Run:
             with self.forward.kernels(batch):
                 losses = self.forward.losses(batch)
                 # A batch of text alone reaches nothing of a selected vision tower: it has no gradient then, which is no error.
+                if losses.requires_grad and self.optim.in_backward:
+                    return self._step_in_backward(number, started, batch, losses)
                 if losses.requires_grad:
                     self.accelerator.backward(losses.sum() / tokens)
             self.masters.collect()
@@ -196,13 +203,27 @@ class _Run:
         loss, length = torch.stack([torch.cat([losses for _, losses in parts]).sum() / tokens, norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(length)):
             raise _diverged(number, loss, length, parts)
-        lr = self.schedule.lr(number)
-        self.masters.step(lr, norm, self.optim.clip)
+        self.masters.step(self.schedule.lr(number), norm, self.optim.clip)
+        return self._made(number, started, loss, length, tokens)
+
+    def _step_in_backward(self, number: int, started: float, batch: Batch, losses: Tensor) -> Step:
+        """The whole batch at once; a gradient that is not finite is seen only after its step was made, and then nothing goes on."""
+        loss = losses.mean()
+        if not bool(loss.isfinite()):
+            raise _diverged(number, loss.item(), math.nan, [(batch, losses.detach())])
+        with self.masters.stepping_in_backward(self.schedule.lr(number)) as squares:
+            self.accelerator.backward(loss)
+        length = torch.stack(squares).sum().sqrt().item()
+        if not math.isfinite(length):
+            raise _diverged(number, loss.item(), length, [(batch, losses.detach())])
+        return self._made(number, started, loss.item(), length, len(losses))
+
+    def _made(self, number: int, started: float, loss: float, length: float, tokens: int) -> Step:
         return Step(
             n=number,
             total=self.schedule.total,
             loss=loss,
-            lr=lr,
+            lr=self.schedule.lr(number),
             tokens=tokens,
             grad_norm=length,
             seconds=time.perf_counter() - started,
@@ -243,13 +264,21 @@ class _Run:
             return
         saved = checkpoint.read(session.resume, self.identity)
         self.history = list(saved.steps)
-        self.masters.load(saved.tensors, len(self.history))
+        self.masters.load(saved.tensors)
 
     def _save(self, session: Session) -> None:
         if session.checkpoint_dir is None:
             return
         state = checkpoint.Checkpoint(identity=self.identity, steps=tuple(self.history), tensors=self.masters.state())
         self.written = checkpoint.write(session.checkpoint_dir, state, self.written)
+
+
+def _values(before: Snapshot) -> dict[tuple[str, Region | None], Tensor]:
+    """The selection's values at a snapshot, flat, in their own dtype."""
+    return {
+        (name, region): torch.from_numpy(bits).view(torch_dtype(before.manifest[name].dtype))
+        for (name, region), bits in before.bits.items()
+    }
 
 
 def _sentence(moved: Moved, selection: Selection, model: Model) -> str:

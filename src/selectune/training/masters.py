@@ -8,14 +8,15 @@ still shrinks them.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from selectune.components.slices import views
-from selectune.errors import InputError
+from selectune.components.slices import Region, views
+from selectune.errors import InputError, MissingPackage
 from selectune.network import parameters
 
 if TYPE_CHECKING:
@@ -46,18 +47,17 @@ class Masters:
             key: nn.Parameter(view.to(torch.float32, copy=True).contiguous()) for key, view in live.items()
         }
         self._masters: list[nn.Parameter] = list(self.values.values())
-        self.optimizer = torch.optim.AdamW(
-            self._masters,
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=self._live[0].device.type in FUSED,
-        )
+        self._unreached = dict(self.values)
+        groups = [self._of(name) for name in self._owners] if optim.in_backward else [self._masters]
+        self.optimizers = [optimizer_for(group, optim) for group in groups]
+        """One over all masters; with `optim.in_backward` one for each parameter, in their order."""
 
     def _views(self, name: str, tensor: Tensor) -> list[Tensor]:
         regions = self._regions[name]
         return [view for region in ((None,) if regions is None else regions) for view in views(tensor, region)]
+
+    def _of(self, name: str) -> list[nn.Parameter]:
+        return [master for key, master in self.values.items() if key.rpartition("#")[0] == name]
 
     def require_grad(self) -> None:
         """Lets the selected parameters have gradients."""
@@ -78,18 +78,62 @@ class Masters:
         for owner in self._owners.values():
             owner.grad = None
 
+    @contextmanager
+    def stepping_in_backward(self, lr: float) -> Iterator[list[Tensor]]:
+        """Inside, a backward pass makes each parameter's step as soon as its gradient is complete, and frees the gradient.
+
+        For one backward pass a step, and without clipping, which needs every gradient at once. The list that is given holds the squared
+        norm of each gradient afterwards.
+        """
+        squares: list[Tensor] = []
+
+        def step(owner: nn.Parameter, name: str, optimizer: torch.optim.Optimizer) -> None:
+            assert owner.grad is not None
+            masters = self._of(name)
+            with torch.no_grad():
+                for master, grad in zip(masters, self._views(name, owner.grad), strict=True):
+                    master.grad = grad.to(torch.float32, copy=True).contiguous()
+                    squares.append(master.grad.square().sum())
+            owner.grad = None
+            self._note_reached()
+            self._set_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for live, master in zip(self._views(name, owner.detach()), masters, strict=True):
+                    live.copy_(master.detach())
+
+        handles = [
+            owner.register_post_accumulate_grad_hook(lambda one, name=name, optimizer=optimizer: step(one, name, optimizer))
+            for (name, owner), optimizer in zip(self._owners.items(), self.optimizers, strict=True)
+        ]
+        try:
+            yield squares
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note_reached(self) -> None:
+        self._unreached = {key: master for key, master in self._unreached.items() if master.grad is None or not bool(master.grad.any())}
+
+    @staticmethod
+    def _set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
     def norm(self) -> Tensor:
         """The global norm of the collected gradient, a scalar."""
         return nn.utils.get_total_norm([master.grad for master in self._masters if master.grad is not None])
 
     def step(self, lr: float, norm: Tensor, clip: float | None) -> None:
         """One AdamW step at rate `lr` with the gradient scaled down to norm `clip`; the result is cast into the parameters."""
+        self._note_reached()
         if clip is not None:
             nn.utils.clip_grads_with_norm_(self._masters, clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            self._set_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.store()
 
     @torch.no_grad()
@@ -98,31 +142,81 @@ class Masters:
         torch._foreach_copy_(self._live, [master.detach() for master in self._masters])
 
     def still(self) -> list[str]:
-        """Parameters that no gradient has reached yet. Their moments tell, not their values: weight decay alone moves those too."""
-        reached = {
-            key.rpartition("#")[0]
-            for key, master in self.values.items()
-            if (kept := self.optimizer.state.get(master)) and bool(kept["exp_avg_sq"].any())
-        }
+        """Parameters that no gradient has reached yet, in this session. Gradients tell, not values: weight decay alone moves those too."""
+        reached = {key.rpartition("#")[0] for key in self.values.keys() - self._unreached.keys()}
         return [name for name in self._owners if name not in reached]
 
+    @torch.no_grad()
+    def lost_to_rounding(self, base: Mapping[tuple[str, Region | None], Tensor]) -> float:
+        """The share of the elements that moved in fp32 whose parameter is bit for bit what it was in `base`: by parameter and region, flat.
+
+        The rest of a training that selectune's masters keep, and that weights trained in 16 bits would lose step by step.
+        """
+        moved = lost = 0
+        for name, regions in self._regions.items():
+            number = 0
+            for region in (None,) if regions is None else regions:
+                old = base[name, region]
+                at = 0
+                for view in views(self._owners[name].detach(), region):
+                    master = self.values[f"{name}#{number}"].detach()
+                    before = old[at : at + view.numel()].view(view.shape).to(view.device)
+                    changed = master != before.float()
+                    moved += int(changed.sum())
+                    lost += int((changed & (view == before)).sum())
+                    at += view.numel()
+                    number += 1
+        return lost / moved if moved else 0.0
+
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments by name: `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`; moments from the first step on."""
+        """Masters and what the optimizer keeps of each, by name: `master/NAME`, `exp_avg/NAME`, …; the latter from the first step on."""
         tensors = {f"master/{key}": master.detach() for key, master in self.values.items()}
         for key, master in self.values.items():
-            kept = self.optimizer.state.get(master, {})
-            tensors |= {f"{moment}/{key}": kept[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in kept}
+            for part, value in self._state_of(master).items():
+                tensors[f"{part}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"reached/{key}"] = torch.tensor(key not in self._unreached)
         return tensors
 
+    def _optimizer_of(self, master: nn.Parameter) -> torch.optim.Optimizer:
+        return next(one for one in self.optimizers if any(master is other for group in one.param_groups for other in group["params"]))
+
+    def _state_of(self, master: nn.Parameter) -> Mapping[str, Any]:
+        return next((one.state[master] for one in self.optimizers if master in one.state), {})
+
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Takes back what `state` gave after `step` steps."""
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        kept: dict[str, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition("/")
+            kept.setdefault(key, {})[part] = tensor
         for key, master in self.values.items():
-            master.copy_(tensors[f"master/{key}"])
-            if step:
-                self.optimizer.state[master] = {
-                    "step": torch.tensor(float(step), device=master.device),
-                    "exp_avg": tensors[f"exp_avg/{key}"].to(master.device, copy=True),
-                    "exp_avg_sq": tensors[f"exp_avg_sq/{key}"].to(master.device, copy=True),
+            parts = kept[key]
+            master.copy_(parts.pop("master"))
+            if bool(parts.pop("reached")):
+                self._unreached.pop(key, None)
+            if parts:
+                # An integer count of steps was a plain number.
+                self._optimizer_of(master).state[master] = {
+                    part: value.to(master.device, copy=True) if value.ndim or value.is_floating_point() else value.item()
+                    for part, value in parts.items()
                 }
         self.store()
+
+
+def optimizer_for(masters: list[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
+    """The optimizer that the recipe names, over the masters. Raises MissingPackage for 8 bits without bitsandbytes."""
+    if optim.optimizer == "adafactor":
+        return torch.optim.Adafactor(masters, lr=optim.lr, weight_decay=optim.weight_decay)
+    options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(masters, fused=masters[0].device.type in FUSED, **options)
+    try:
+        from bitsandbytes import optim as eight_bits
+    except ImportError as error:
+        raise MissingPackage(
+            "AdamW in 8 bits needs bitsandbytes", where="optim.optimizer", then="Install it: pip install 'selectune[quantised]'."
+        ) from error
+    built: Any = eight_bits
+    found: torch.optim.Optimizer = built.AdamW8bit(masters, **options)
+    return found
