@@ -26,6 +26,7 @@ __all__ = [
     "quantised",
     "same_sharding",
     "state",
+    "unpack",
     "walk",
     "whole",
 ]
@@ -143,7 +144,16 @@ def state(net: nn.Module) -> dict[str, Tensor]:
 
     Buffers that are recomputed when the model is built (rotary tables, say) are no part of its state.
     """
+    unpack(net)
     return {**parameters(net), **buffers(net, persistent=True)}
+
+
+def unpack(net: nn.Module) -> None:
+    """Puts 4-bit weights of bitsandbytes into their own order: on a CPU it keeps them in another one once they were used, until a state dict
+    is asked for."""
+    for module in net.modules():
+        if "Linear4bit" in _kinds(module):
+            module.state_dict()
 
 
 def is_sharded(tensor: Tensor) -> bool:

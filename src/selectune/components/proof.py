@@ -18,7 +18,7 @@ from selectune.components.patterns import family
 from selectune.components.slices import Region, views
 from selectune.errors import SelectionViolated
 from selectune.hashing import tensor_digest
-from selectune.network import buffers, parameters, whole
+from selectune.network import buffers, parameters, unpack, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,6 +133,7 @@ class _State:
 
 
 def _state(net: nn.Module, components: Iterable[Component]) -> _State:
+    unpack(net)
     found = parameters(net, aliases=True)
     first: dict[int, str] = {}
     ties = {name: first.setdefault(id(value), name) for name, value in found.items()}
