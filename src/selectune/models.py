@@ -19,6 +19,7 @@ from selectune.components import ComponentMap, map_model
 from selectune.components.architecture import build_failures
 from selectune.errors import ModelError
 from selectune.hashing import Manifest, manifest
+from selectune.network import hold_still
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,7 @@ class Model:
 def assemble(name: str, net: PreTrainedModel, processor: Any) -> Model:
     """A `Model` around a network that is already in memory; hashes its tensors (about a second for each 1.6 GB)."""
     net.eval()
+    hold_still(net)
     return Model(name=name, net=net, processor=processor, map=map_model(net, name), manifest=manifest(net))
 
 

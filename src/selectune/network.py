@@ -19,6 +19,7 @@ __all__ = [
     "bare",
     "buffers",
     "class_name",
+    "hold_still",
     "hosts",
     "is_sharded",
     "local",
@@ -26,7 +27,6 @@ __all__ = [
     "quantised",
     "same_sharding",
     "state",
-    "unpack",
     "walk",
     "whole",
 ]
@@ -144,16 +144,15 @@ def state(net: nn.Module) -> dict[str, Tensor]:
 
     Buffers that are recomputed when the model is built (rotary tables, say) are no part of its state.
     """
-    unpack(net)
     return {**parameters(net), **buffers(net, persistent=True)}
 
 
-def unpack(net: nn.Module) -> None:
-    """Puts 4-bit weights of bitsandbytes into their own order: on a CPU it keeps them in another one once they were used, until a state dict
-    is asked for."""
+def hold_still(net: nn.Module) -> None:
+    """Keeps 4-bit weights of bitsandbytes as they are: on a CPU it would bring them into another order when they are first used without a
+    gradient, and round their scales to bf16 on the way, for good."""
     for module in net.modules():
         if "Linear4bit" in _kinds(module):
-            module.state_dict()
+            module.support_avx512bf16_for_cpu = False
 
 
 def is_sharded(tensor: Tensor) -> bool:
