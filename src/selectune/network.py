@@ -150,6 +150,7 @@ def state(net: nn.Module) -> dict[str, Tensor]:
 def hold_still(net: nn.Module) -> None:
     """Keeps 4-bit weights of bitsandbytes as they are: on a CPU it would bring them into another order when they are first used without a
     gradient, and round their scales to bf16 on the way, for good."""
+    module: Any
     for module in net.modules():
         if "Linear4bit" in _kinds(module):
             module.support_avx512bf16_for_cpu = False
