@@ -17,7 +17,7 @@ from selectune.components import Proof
 from selectune.components.proof import Forecast, Moved, forecast
 from selectune.delta import extract, restore, snapshot
 from selectune.delta.bits import torch_dtype
-from selectune.errors import Diverged, SelectionViolated, Stopped
+from selectune.errors import Diverged, InputError, SelectionViolated, Stopped
 from selectune.hashing import digest
 from selectune.network import hosts
 from selectune.records import Encoder
@@ -27,13 +27,12 @@ from selectune.training.allocator import kept_memory
 from selectune.training.features import FeatureCache, in_language
 from selectune.training.forward import Batch, Forward
 from selectune.training.masters import Masters
-from selectune.training.preparing import Samples, accelerator_for, encode, find_cut, find_tower, prefix, training_mode
+from selectune.training.preparing import Samples, encode, find_cut, find_tower, prefix, training_mode
+from selectune.training.processes import Processes
 from selectune.training.results import Session, Step, Training
 from selectune.training.schedule import Schedule, micro_batches
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from selectune.components import Region, Selection
     from selectune.delta import Snapshot
     from selectune.models import Model
@@ -106,7 +105,7 @@ class _Run:
     """Of the selection, from before the first step to the end."""
     proof: Proof
     """Of what is trained while it is: the selection, or the adapter's matrices."""
-    accelerator: Accelerator
+    processes: Processes
     identity: dict[str, Any]
     reasons: dict[str, str]
     forecast: tuple[Forecast, ...]
@@ -127,6 +126,9 @@ class _Run:
         forward = Forward(model, encoder, tower, why_no_tower, cut, why_no_cut)
         forward.reasons["prefix"] = prefix(model, selection)
         whole, expected = Proof.start(model.net, selection), forecast(model.net, selection)
+        processes = Processes(model)
+        if processes.count > 1 and optim.in_backward:
+            raise InputError("in_backward steps before the processes have added up", where="optim.in_backward", then="Set it to false.")
         adapter = None if optim.adapter is None else LowRank(model.net, selection, optim.adapter, seed=seed)
         if adapter is not None:
             forward.reasons["adapter"] = adapter.about
@@ -142,7 +144,7 @@ class _Run:
             whole=whole,
             proof=whole if adapter is None else Proof.start(model.net, trained),
             forecast=expected,
-            accelerator=accelerator_for(model),
+            processes=processes,
             identity=_identity(model, selection, records, optim, seed),
             reasons=forward.reasons,
         )
@@ -188,7 +190,7 @@ class _Run:
         indices = self.schedule.batch(number)
         tokens = sum(kept[index].supervised for index in indices)
         parts: list[tuple[Batch, Tensor]] = []
-        for part in micro_batches(indices, self.samples.lengths, self.optim.micro_batch):
+        for part in micro_batches(self.processes.share(indices, self.samples.lengths), self.samples.lengths, self.optim.micro_batch):
             batch = self.forward.batch([kept[index] for index in part])
             with self.forward.kernels(batch):
                 losses = self.forward.losses(batch)
@@ -196,11 +198,16 @@ class _Run:
                 if losses.requires_grad and self.optim.in_backward:
                     return self._step_in_backward(number, started, batch, losses)
                 if losses.requires_grad:
-                    self.accelerator.backward(losses.sum() / tokens)
+                    (losses.sum() / tokens).backward()
             self.masters.collect()
             parts.append((batch, losses.detach()))
+        if not parts:
+            self.masters.collect()
+        total = torch.cat([losses for _, losses in parts]).sum() if parts else torch.zeros((), device=self.model.device)
+        # Each process knows how many labels the whole batch has, so that a sum over all is the mean.
+        self.processes.add_up((*self.masters.gradients(), total))
         norm = self.masters.norm()
-        loss, length = torch.stack([torch.cat([losses for _, losses in parts]).sum() / tokens, norm]).tolist()
+        loss, length = torch.stack([total / tokens, norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(length)):
             raise _diverged(number, loss, length, parts)
         self.masters.step(self.schedule.lr(number), norm, self.optim.clip)
@@ -212,7 +219,7 @@ class _Run:
         if not bool(loss.isfinite()):
             raise _diverged(number, loss.item(), math.nan, [(batch, losses.detach())])
         with self.masters.stepping_in_backward(self.schedule.lr(number)) as squares:
-            self.accelerator.backward(loss)
+            loss.backward()
         length = torch.stack(squares).sum().sqrt().item()
         if not math.isfinite(length):
             raise _diverged(number, loss.item(), length, [(batch, losses.detach())])

@@ -121,6 +121,10 @@ class Masters:
         for group in optimizer.param_groups:
             group["lr"] = lr
 
+    def gradients(self) -> Iterator[Tensor]:
+        """The collected gradients, live."""
+        return (master.grad for master in self._masters if master.grad is not None)
+
     def norm(self) -> Tensor:
         """The global norm of the collected gradient, a scalar."""
         return nn.utils.get_total_norm([master.grad for master in self._masters if master.grad is not None])

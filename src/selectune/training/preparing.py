@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from selectune.errors import NotYet
 from selectune.training.cut import Cut, find_layers, first_layer
 from selectune.training.features import FeatureCache, Tower, in_language
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from selectune.components import Selection
     from selectune.models import Model
     from selectune.recipe import Optim
@@ -126,15 +123,3 @@ def prefix(model: Model, selection: Selection) -> str:
         if component.name in chosen:
             return f"no graph below {component.name}, component {number + 1} of {len(model.map.components)}"
     return "nothing is selected"
-
-
-def accelerator_for(model: Model) -> Accelerator:
-    """accelerate's view of this process; parameters stay in their own dtype. Raises NotYet for several processes."""
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise NotYet(
-            f"training over {accelerator.num_processes} processes is not built yet", where="accelerate", then="Start it as one process."
-        )
-    return accelerator

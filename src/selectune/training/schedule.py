@@ -72,5 +72,5 @@ def _order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
 def micro_batches(indices: Sequence[int], lengths: Sequence[int], size: int | None) -> list[list[int]]:
     """The samples of one batch in portions of at most `size`, alike in length to save padding; the batch as a whole stays as drawn."""
     ordered = sorted(indices, key=lambda index: (lengths[index], index))
-    size = size or len(ordered)
+    size = size or max(1, len(ordered))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
