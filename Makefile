@@ -32,6 +32,7 @@ check: install
 	$(RUN) $(BIN)/python scripts/build_substring_table.py --check
 
 docs: install
+	$(RUN) $(BIN)/python tests/behaviour_types.py
 	$(RUN) $(BIN)/python scripts/build_docs.py
 	$(RUN) $(BIN)/python scripts/build_architectures.py
 	$(RUN) $(BIN)/python scripts/build_substring_table.py

@@ -1,8 +1,9 @@
-"""What a component's name claims, checked by what the model does; the mapper's own tables are not asked."""
+"""A small model with its map, to be changed for a moment and looked into: what the checks of `behaviour_*.py` are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os.path import commonpath
@@ -12,47 +13,79 @@ import torch
 from torch import Tensor, nn
 
 from selectune.components import Component, map_model, views
+from small import HIDDEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WORDS = torch.tensor([[3, 11, 5, 8, 14, 4, 9, 7]])
+Run = Callable[["PreTrainedModel", Tensor], Any]
+"""How a type is run: the model and its words, to what it gives."""
 
 
 @dataclass(kw_only=True)
 class Findings:
-    """What was checked of one model, and what could not be, with the reason."""
+    """What was checked of one model, what could not be, with the reason, and what does not hold."""
 
     checked: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
 
+    def say(self, what: str, holds: bool, fault: str) -> None:
+        """Notes one claim; a name counts as checked only where all claims about it hold."""
+        if not holds:
+            self.wrong[what] = fault
+        if what in self.wrong:
+            self.checked = [name for name in self.checked if name != what]
+        elif what not in self.checked:
+            self.checked.append(what)
+
 
 class Subject:
-    """A small model with its map, to be changed for a moment and looked into."""
+    """A small model with its map."""
 
-    def __init__(self, net: PreTrainedModel, run: Callable[[PreTrainedModel], Any] | None = None) -> None:
+    def __init__(self, net: PreTrainedModel, run: Run | None = None) -> None:
         self.net = net
-        self.run = run or (lambda net: net(input_ids=WORDS))
         self.parameters = dict(net.named_parameters())
         self.components: dict[str, list[Component]] = {}
         for component in map_model(net, "small").components:
             self.components.setdefault(component.name, []).append(component)
+        self.run = run or self.on_words
         with torch.no_grad():
             # Initial values hide faults: zero biases, norms of one.
             generator = torch.Generator().manual_seed(1)
             for parameter in self.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
-    def layer(self, role: str) -> str | None:
-        """The full name of the first layer's component in `role`."""
-        found = (name for name in self.components if name.startswith("language.layers.") and name.split(".", 3)[3:] == [role])
-        return min(found, key=lambda name: int(name.split(".")[2]), default=None)
+    def on_words(self, net: PreTrainedModel, words: Tensor) -> Any:
+        """Words alone; the decoder reads them too, and a decoder that attends to an encoder is given five states to look at."""
+        asked = inspect.signature(net.forward).parameters
+        more: dict[str, Tensor] = {}
+        if "decoder_input_ids" in asked:
+            more["decoder_input_ids"] = words
+        elif "encoder_hidden_states" in asked and any(".cross." in name for name in self.components):
+            more["encoder_hidden_states"] = noise(1, 5, HIDDEN)
+        return net(input_ids=words, **more)
+
+    def layers(self, tower: str) -> dict[int, list[str]]:
+        """By index, the names of what lies in each layer of the tower."""
+        found: dict[int, list[str]] = {}
+        for name in self.components:
+            index, _, role = name.removeprefix(f"{tower}.").partition(".")
+            if name.startswith(f"{tower}.") and index.isdigit() and role:
+                found.setdefault(int(index), []).append(name)
+        return dict(sorted(found.items()))
+
+    def layer(self, tower: str, *roles: str) -> str | None:
+        """The first layer of the tower that has all the roles: `language.layers.0`."""
+        places = (f"{tower}.{index}" for index in self.layers(tower))
+        return next((place for place in places if all(f"{place}.{role}" in self.components for role in roles)), None)
 
     @contextmanager
-    def scaled(self, name: str, factor: float) -> Iterator[None]:
-        """Inside, every element of the component is `factor` times what it is."""
-        touched = [view for one in self.components[name] for view in self._views(one)]
+    def scaled(self, names: Sequence[str], factor: float, *, biases: bool = False) -> Iterator[None]:
+        """Inside, every element of the components (or of their biases alone) is `factor` times what it is."""
+        parts = [one for name in names for one in self.components[name] if not biases or one.parameter.endswith("bias")]
+        touched = [view for one in parts for view in self.views(one)]
         before = [view.clone() for view in touched]
         with torch.no_grad():
             for view in touched:
@@ -64,123 +97,92 @@ class Subject:
                 for view, values in zip(touched, before, strict=True):
                     view.copy_(values)
 
-    def _views(self, component: Component) -> list[Tensor]:
-        tensor = self.parameters[component.parameter].detach()
-        return [tensor] if component.slice is None else list(views(tensor, component.slice))
+    def views(self, component: Component) -> list[Tensor]:
+        """Views of the component's elements, in the order of its ranges."""
+        return list(views(self.parameters[component.parameter].detach(), component.slice))
 
-    def owner(self, name: str) -> tuple[str, nn.Module]:
-        """The module that holds the component's parameters."""
-        path = self.components[name][0].parameter.rpartition(".")[0]
-        return path, self.net.get_submodule(path)
+    def owner(self, name: str) -> str:
+        """The path of the module that holds the component's parameters: the first, of a name that stands for several."""
+        return self.components[name][0].parameter.rpartition(".")[0]
+
+    def around(self, names: Sequence[str]) -> str:
+        """The path of the innermost module that all the components lie in."""
+        paths = [one.parameter.rpartition(".")[0].replace(".", "/") for name in names for one in self.components[name]]
+        return commonpath(paths).replace("/", ".")
 
     @torch.no_grad()
-    def output(self, path: str) -> Tensor:
-        """What the module at `path` gives, first time, without its own bias."""
-        module = self.net.get_submodule(path)
-        seen: list[Tensor] = []
-        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(_first(output).clone()))
+    def output(self, path: str, *, once: bool = False) -> Tensor:
+        """What the module at `path` gives, the first time.
+
+        Where it is never called (or, with `once`, not exactly once), what the nearest module around it gives.
+        """
+        words = path.split(".")
+        around = [".".join(words[:count]) for count in range(len(words), 0, -1)]
+        seen: dict[str, list[Tensor]] = {name: [] for name in around}
+
+        def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda _module, _inputs, output: seen[name].append(first(output).clone())
+
+        handles = [self.net.get_submodule(name).register_forward_hook(note(name)) for name in around]
         try:
-            self.run(self.net)
+            self.run(self.net, WORDS)
         finally:
-            handle.remove()
-        bias = getattr(module, "bias", None)
-        return seen[0] - (bias if isinstance(bias, Tensor) else 0)
+            for handle in handles:
+                handle.remove()
+        called = [name for name in around if seen[name]]
+        found = next((name for name in called if not once or len(seen[name]) == 1), called[0])
+        return seen[found][0]
+
+    @torch.no_grad()
+    def inputs(self, *paths: str) -> list[Tensor] | None:
+        """What enters each of the modules the first time; None where one of them is never called, or with no tensor."""
+        seen: dict[str, Tensor] = {}
+
+        def note(path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+            def keep(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+                found = next(tensors((*inputs, *options.values())), None)
+                if found is not None:
+                    seen.setdefault(path, found.clone())
+
+            return keep
+
+        handles = [self.net.get_submodule(path).register_forward_pre_hook(note(path), with_kwargs=True) for path in paths]
+        try:
+            self.run(self.net, WORDS)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [seen[path] for path in paths] if len(seen) == len(set(paths)) else None
+
+    @torch.no_grad()
+    def logits(self, words: Tensor = WORDS) -> Tensor:
+        """The first thing that the model gives."""
+        return first(self.run(self.net, words).to_tuple()).clone()
 
 
-def _first(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else next(value for value in output if isinstance(value, Tensor))
+def noise(*shape: int) -> Tensor:
+    """The same random numbers each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
 
-def check_mlp(subject: Subject, found: Findings) -> None:
-    """`up` times 2 doubles what comes out and `gate` times 2 does not; `down` or `gate` at zero silences it."""
-    down, up, gate = (subject.layer(f"mlp.{role}") for role in ("down", "up", "gate"))
-    if down is None or up is None:
-        found.left["mlp"] = "no dense MLP of up and down in any layer"
-        return
-    path, _ = subject.owner(down)
-    plain = subject.output(path)
-    if plain.norm() == 0:
-        found.left["mlp"] = "the MLP gives nothing to compare"
-        return
-    with subject.scaled(down, 0.0):
-        _say(found, "mlp.down", _near(subject.output(path), torch.zeros_like(plain), plain), "at zero it does not silence the MLP")
-    if gate is None:
-        with subject.scaled(up, 2.0):
-            _say(found, "mlp.up", not _near(subject.output(path), plain, plain), "twice its values change nothing")
-        return
-    with subject.scaled(up, 2.0):
-        _say(found, "mlp.up", _near(subject.output(path), 2 * plain, plain), "twice its values do not double the MLP")
-    with subject.scaled(gate, 2.0):
-        _say(found, "mlp.gate", not _near(subject.output(path), 2 * plain, plain), "twice its values double the MLP, as up's do")
-    with subject.scaled(gate, 0.0):
-        _say(found, "mlp.gate", _near(subject.output(path), torch.zeros_like(plain), plain), "at zero it does not silence the MLP")
+def first(values: Any) -> Tensor:
+    """The first floating tensor among the values, however deep."""
+    return next(tensors(values))
 
 
-def check_attention(subject: Subject, found: Findings) -> None:
-    """`v` at zero silences attention; with `q` at zero, `k` decides nothing, and before it did."""
-    o, q, k, v = (subject.layer(f"attn.{role}") for role in ("o", "q", "k", "v"))
-    if o is None or q is None or k is None or v is None:
-        found.left["attn"] = "no attention of q, k, v and o in any layer"
-        return
-    path, _ = subject.owner(o)
-    plain = subject.output(path)
-    with subject.scaled(v, 0.0):
-        _say(found, "attn.v", _near(subject.output(path), torch.zeros_like(plain), plain), "at zero it does not silence attention")
-    with subject.scaled(o, 0.0):
-        _say(found, "attn.o", _near(subject.output(path), torch.zeros_like(plain), plain), "at zero it does not silence attention")
-    with subject.scaled(k, -1.5):
-        _say(found, "attn.k", not _near(subject.output(path), plain, plain), "other keys change nothing")
-    # A norm's bias after q would be a query of its own.
-    norms = [name for name in (subject.layer("attn.q_norm"),) if name is not None]
-    with _all_scaled(subject, [q, *norms], 0.0):
-        blind = subject.output(path)
-        _say(found, "attn.q", not _near(blind, torch.zeros_like(plain), plain), "at zero it silences attention, as v does")
-        with subject.scaled(k, -1.5):
-            _say(found, "attn.q", _near(subject.output(path), blind, plain), "at zero, keys still decide")
+def tensors(values: Any) -> Iterator[Tensor]:
+    """Every floating tensor in nested tuples, lists and outputs."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from tensors(value)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from tensors(value)
 
 
-def check_layers(subject: Subject, found: Findings) -> None:
-    """Changing the last layer leaves what enters it bit-identical, and changes what the model gives."""
-    names = [name for name in subject.components if name.startswith("language.layers.")]
-    last = max((int(name.split(".")[2]) for name in names if name.split(".")[2].isdigit()), default=0)
-    if last == 0:
-        found.left["layers"] = "fewer than two layers"
-        return
-    inside = [name for name in names if name.split(".")[2] == str(last)]
-    module = commonpath([subject.components[name][0].parameter.rpartition(".")[0].replace(".", "/") for name in inside]).replace("/", ".")
-    seen: list[Tensor] = []
-
-    def note(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        seen.append(_first((*inputs, *options.values())).clone())
-
-    handle = subject.net.get_submodule(module).register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            before = _first(subject.run(subject.net).to_tuple()).clone()
-            with _all_scaled(subject, inside, 1.5):
-                after = _first(subject.run(subject.net).to_tuple())
-    finally:
-        handle.remove()
-    _say(found, "layers", torch.equal(seen[0], seen[-1]), f"layer {last} changes what enters it")
-    _say(found, "layers", not torch.equal(before, after), f"layer {last} changes nothing")
-
-
-@contextmanager
-def _all_scaled(subject: Subject, names: list[str], factor: float) -> Iterator[None]:
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(subject.scaled(name, factor))
-        yield
-
-
-def _near(left: Tensor, right: Tensor, scale: Tensor) -> bool:
-    return bool((left - right).norm() <= 1e-4 * scale.norm())
-
-
-def _say(found: Findings, what: str, holds: bool, fault: str) -> None:
-    if not holds:
-        found.wrong[what] = fault
-    elif what not in found.checked:
-        found.checked.append(what)
+def near(left: Tensor, right: Tensor, scale: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding, for values as large as `scale`."""
+    return left.shape == right.shape and bool((left - right).norm() <= 1e-4 * scale.norm())
