@@ -224,13 +224,13 @@ def test_what_rounding_loses_is_counted() -> None:
     layer.weight.grad[:2] = 1.0
     masters.collect()
     masters.step(1e-3, masters.norm(), None)
-    assert masters.lost_to_rounding(base) == 1.0, "half of them moved, and none far enough"
+    assert masters.lost_to_rounding(base) == (8, 8), "half of them moved, and none far enough"
     for _ in range(8):
         layer.weight.grad = torch.zeros_like(layer.weight)
         layer.weight.grad[:2] = 1.0
         masters.collect()
         masters.step(1e-3, masters.norm(), None)
-    assert masters.lost_to_rounding(base) == 0.0
+    assert masters.lost_to_rounding(base) == (8, 0)
 
 
 def test_an_empty_selection_is_refused() -> None:

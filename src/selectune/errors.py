@@ -21,6 +21,7 @@
     │   ├── SelectionViolated (RuntimeError)    something outside the selection moved, or something inside did not
     │   ├── SameModel                   an "updated" model whose weights equal the base
     │   ├── Diverged (ArithmeticError)  the loss is not a finite number
+    │   ├── Alarmed (RuntimeError)      a rule of `watch` stopped a training
     │   └── VerifyFailed                the registry is not what its hashes say
     └── Stopped                         a signal; the state was written                  exit code 130
 """
@@ -121,6 +122,10 @@ class SameModel(CheckFailed):
 
 class Diverged(CheckFailed, ArithmeticError):
     """The loss or a gradient is not a finite number."""
+
+
+class Alarmed(CheckFailed, RuntimeError):
+    """A rule of the recipe's `watch` stopped a training; what it had learned was written, where there is a folder for it."""
 
 
 class VerifyFailed(CheckFailed):

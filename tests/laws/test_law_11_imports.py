@@ -19,6 +19,7 @@ LEVELS = (
     ("errors", "network", "hashing"),
     ("recipe", "components", "statistics"),
     ("models", "records", "delta"),
+    ("quantising",),
     ("training", "evaluation", "probes", "mitigation"),
     ("gates", "monitor"),
     ("registry", "governance"),

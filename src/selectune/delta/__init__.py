@@ -12,7 +12,7 @@ from selectune.delta.format import Delta, Part, Touched
 
 if TYPE_CHECKING:
     from selectune.delta.capturing import Captured, capture
-    from selectune.delta.changes import Snapshot, applied, apply, extract, interpolate, restore, revert, snapshot
+    from selectune.delta.changes import Snapshot, applied, apply, extract, interpolate, onto, restore, revert, snapshot
 
 __all__ = [
     "Captured",
@@ -25,6 +25,7 @@ __all__ = [
     "capture",
     "extract",
     "interpolate",
+    "onto",
     "restore",
     "revert",
     "snapshot",
@@ -38,6 +39,7 @@ _HOMES = {
     "apply": "changes",
     "extract": "changes",
     "interpolate": "changes",
+    "onto": "changes",
     "restore": "changes",
     "revert": "changes",
     "snapshot": "changes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.models import Model
 
-__all__ = ["Snapshot", "applied", "apply", "extract", "interpolate", "net_of", "restore", "revert", "snapshot"]
+__all__ = ["Snapshot", "applied", "apply", "extract", "interpolate", "net_of", "onto", "restore", "revert", "snapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,23 @@ def restore(model: Model | torch.nn.Module, before: Snapshot) -> None:
     with torch.no_grad():
         for (name, region), bits in before.bits.items():
             write(tensors[name], region, bits)
+
+
+def onto(delta: Delta, parent: Manifest) -> Delta:
+    """The same change from another parent, one that has the same bits in every tensor that the delta touches.
+
+    So an update that was trained beside a quantised base becomes one of the original, bit for bit, and the other way round. Raises
+    WrongParent where a touched tensor differs.
+    """
+    other = [name for name, one in delta.tensors.items() if name not in parent or parent[name].sha256 != one.old]
+    if other:
+        raise WrongParent(
+            f"{len(other)} tensors that the delta touches are others in model {parent.id[:12]}: {', '.join(other[:3])}",
+            where="onto",
+            then="Give a model whose selected parts are those that were trained.",
+        )
+    entries = {name: Entry(dtype=one.dtype, shape=one.shape, sha256=one.new) for name, one in delta.tensors.items()}
+    return replace(delta, parent=parent.id, child=parent.replace(entries).id)
 
 
 def _same_tensors(tensors: Mapping[str, torch.Tensor], old: Manifest) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from selectune.errors import StorageError
 
-__all__ = ["TEMPORARY", "replacing"]
+__all__ = ["TEMPORARY", "replacing", "sweep", "temporary_name"]
 
 TEMPORARY = ".partial-"
-"""How the name of an unfinished file begins; one that a crash left behind may be deleted."""
+"""How the name of an unfinished file begins; then come the machine, the process that writes it, and a part of its own."""
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Whatever goes wrong inside, the temporary file is removed and an older file at `path` stays as it was. Raises StorageError for a full
     disk, a folder that is not there or cannot be written.
     """
-    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary = path.parent / temporary_name()
     try:
         # safetensors leaves its files readable by their owner alone; a registry is shared, so the folder's usual mode is put back.
         temporary.touch()
@@ -42,6 +45,54 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name() -> str:
+    """A name for an unfinished file or folder; by it `sweep` can tell whether its writer still lives."""
+    return f"{TEMPORARY}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Deletes the unfinished files directly in a folder whose writer, a process of this machine, is gone; returns them.
+
+    What another machine writes on a shared disk is left alone, and so is what a living process writes. A folder that is not there has none.
+    """
+    found = [path for path in folder.glob(f"{TEMPORARY}{_machine()}-*") if not _lives(path.name)]
+    for path in found:
+        _delete(path)
+    return found
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            _delete(inner)
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lives(name: str) -> bool:
+    number = name.removeprefix(TEMPORARY).split("-")[1]
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError, OverflowError):
+        return True
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Eight hex digits for what numbers processes here: the machine since it was started, the container if that counts for itself."""
+    parts = [platform.node()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            parts.append(str(Path(path).readlink()) if Path(path).is_symlink() else Path(path).read_text())
+        except OSError:
+            parts.append("")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,8 +15,10 @@ from selectune.errors import DataError
 from selectune.evaluation.features import tower
 from selectune.hashing import Manifest, digest
 from selectune.hashing import manifest as manifest_of
+from selectune.network import is_sharded
 from selectune.records import Encoded, Encoder, collate
 from selectune.training.features import Tower, inject
+from selectune.training.processes import Found, Processes
 
 if TYPE_CHECKING:
     from selectune.models import Model
@@ -33,6 +36,22 @@ class Asker:
     """The network's tensors at that moment."""
     tower: Tower
     """Pictures' features at that moment."""
+    processes: Processes
+    """This one and the others that measure the same model."""
+
+    @cached_property
+    def _apart(self) -> bool:
+        """Whether each process takes batches of its own. A sharded model is gathered in step, so there all make the same ones."""
+        return self.processes.count > 1 and not any(is_sharded(parameter) for parameter in self.model.net.parameters())
+
+    def own(self, batches: Iterable[list[int]]) -> Iterator[list[int]]:
+        """This process's batches: whole ones, so that every answer is what one process alone would get."""
+        return islice(batches, self.processes.index, None, self.processes.count) if self._apart else iter(batches)
+
+    def whole(self, found: Mapping[int, Found]) -> list[Found]:
+        """What was found of every index, in order; with what the other processes found of theirs."""
+        merged = self.processes.merged(found) if self._apart else found
+        return [merged[index] for index in sorted(merged)]
 
     @cached_property
     def pad_id(self) -> int:
@@ -70,7 +89,9 @@ class Asker:
 
 def asker(model: Model) -> Asker:
     """An `Asker` of the model as it is now; hashes every tensor, about a second for each 1.6 GB."""
-    return Asker(model=model, encoder=Encoder(model.processor), tensors=manifest_of(model.net), tower=tower(model))
+    return Asker(
+        model=model, encoder=Encoder(model.processor), tensors=manifest_of(model.net), tower=tower(model), processes=Processes(model)
+    )
 
 
 def prompt_digest(row: Encoded) -> str:

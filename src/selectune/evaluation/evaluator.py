@@ -96,8 +96,9 @@ def _answers(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample
     for indices, ids in write(asker, prompts, max_new_tokens=task.max_new_tokens, batch=batch):
         written |= dict(zip(indices, ids, strict=True))
         count.add(len(indices))
-    outputs = [asker.model.tokenizer.decode(written[index], skip_special_tokens=True).strip() for index in range(len(records))]
-    extras: list[dict[str, Any]] = [{"tokens": len(written[index])} for index in range(len(records))]
+    answers = asker.whole(written)
+    outputs = [asker.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    extras: list[dict[str, Any]] = [{"tokens": len(ids)} for ids in answers]
     if task.likelihoods:
         for extra, record, likelihoods in zip(extras, records, _ranked(asker, task, batch, lambda n: None), strict=True):
             extra["choice"] = _reading(record, likelihoods)

@@ -37,13 +37,13 @@ class Likelihood:
 def text_likelihoods(asker: Asker, rows: Sequence[Encoded], *, batch: int, done: Done) -> list[Likelihood]:
     """For each encoded record the log-likelihood of its labelled tokens, by one forward of the whole record. `done` is told of each batch's
     size."""
-    found: list[Likelihood | None] = [None] * len(rows)
-    for indices in batches([len(row.input_ids) for row in rows], batch, tokens=POSITIONS):
+    found: dict[int, Likelihood] = {}
+    for indices in asker.own(batches([len(row.input_ids) for row in rows], batch, tokens=POSITIONS)):
         part = [rows[index] for index in indices]
         for index, likelihood in zip(indices, _whole(asker, part), strict=True):
             found[index] = likelihood
         done(len(indices))
-    return [one for one in found if one is not None]
+    return asker.whole(found)
 
 
 def choice_likelihoods(asker: Asker, records: Sequence[Record], *, batch: int, done: Done) -> list[list[Likelihood]]:
@@ -63,15 +63,15 @@ def choice_likelihoods(asker: Asker, records: Sequence[Record], *, batch: int, d
         done(len(records))
         bounds = iter(flat)
         return [[next(bounds) for _ in rows] for rows in offered]
-    found: list[list[Likelihood]] = [[] for _ in records]
+    found: dict[int, list[Likelihood]] = {}
     shared = [_shared(rows) for rows in offered]
-    for indices in batches(shared, batch):
+    for indices in asker.own(batches(shared, batch)):
         prompts = [_cut(offered[index][0], shared[index]) for index in indices]
         endings = [[_ending(row, shared[index]) for row in offered[index]] for index in indices]
         for index, likelihoods in zip(indices, _continued(asker, prompts, endings), strict=True):
             found[index] = likelihoods
         done(len(indices))
-    return found
+    return asker.whole(found)
 
 
 def _offered(asker: Asker, record: Record) -> list[Encoded]:

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selectune.errors import DataError, NoMatch, SameModel, StorageError
+from selectune.delta.files import replacing
+from selectune.errors import DataError, NoMatch, SameModel
 
 VERSION = 1
 _KEY = b"selectune.measurement"
@@ -130,14 +131,8 @@ class Measurement:
         about = {name: getattr(self, name) for name in ("stage", "model_id", "suite", "seconds")}
         about |= {"version": VERSION, "kinds": list(self.kinds.items()), "environment": dict(self.environment)}
         table = pa.Table.from_pylist(rows, schema=schema.with_metadata({_KEY: json.dumps(about).encode()}))
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            pq.write_table(table, partial, compression="zstd")
-            os.replace(partial, target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StorageError(f"cannot be written ({error})", where=str(target), then="Free some space or name another folder.") from error
+        with replacing(Path(path)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Measurement:

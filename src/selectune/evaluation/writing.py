@@ -37,14 +37,14 @@ def write(
     """Continues every prompt greedily, in batches of like length; yields the prompts' indices of a batch with the token ids that were
     written.
 
-    The ids end before the first end token. `watch` is given a batch's indices and makes what looks at its logits; it must give them back as
-    they are.
+    Of several processes each continues batches of its own; `Asker.whole` puts them together. The ids end before the first end token.
+    `watch` is given a batch's indices and makes what looks at its logits; it must give them back as they are.
     """
     from transformers import LogitsProcessorList
 
     net: Any = asker.model.net
     ends = end_tokens(asker)
-    for indices in batches([len(prompt.input_ids) for prompt in prompts], batch):
+    for indices in asker.own(batches([len(prompt.input_ids) for prompt in prompts], batch)):
         inputs = asker.inputs([prompts[index] for index in indices], side="left")
         watching = {"logits_processor": LogitsProcessorList([watch(indices)])} if watch is not None else {}
         written: torch.Tensor = net.generate(

@@ -54,6 +54,7 @@ def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: 
     skipped = [skill.name for skill in recipe.skills if skill.name not in targets]
     notes = [
         *examples.notes,
+        *(f"{stage.name}: {alarm}" for stage in stages for alarm in stage.document.alarms),
         *(f"{name} was not taught: the gate failed before it, and the recipe says on_failure: stop" for name in skipped),
     ]
     grid = matrix(measurements)

@@ -5,27 +5,34 @@
     selectune-runs/NAME-YYYYMMDD-HHMMSS/
       run.json          which recipes, which registry
       recipe.yaml       resolved: everything written out
-      events.jsonl      one line for each thing that happened
+      inputs.json       digests of the recipe, the model, the selection and the records: what a resumed run must find again
+      events.jsonl      one line for each thing that happened; steps that were made again after a crash stand there twice
       samples/          STAGE.parquet, one for each measurement
       stages/           STAGE.json: what a finished stage found
       checkpoints/      of the stage that is being trained
+      trackers/         what those of `report_to` keep
       adapters/         STAGE/: with optim.adapter, the low-rank matrices in PEFT's form
       result.json, report.html
 
-With several recipes, each has a folder of its own inside. Every file but `events.jsonl` is written whole or not at all.
+With several recipes, each has a folder of its own inside. Every file but `events.jsonl` is written whole or not at all; what a crash left
+unfinished begins with a dot, and is gone when the run goes on.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from selectune.delta.files import sweep, temporary_name
 from selectune.errors import InputError, ResumeError, StorageError
 from selectune.evaluation.measurement import Measurement
 from selectune.recipe import Recipe, dump_recipe, parse_recipe
@@ -54,6 +61,8 @@ class StageDocument(Document):
     verdict: Verdict | None = None
     numbers: NumberStage | None = None
     captions: tuple[CaptionText, ...] = ()
+    alarms: tuple[str, ...] = ()
+    """What the rules of `watch` found in the training, a sentence each."""
 
 
 class RunDocument(Document):
@@ -93,6 +102,43 @@ class Folder:
     def write_recipe(self, recipe: Recipe) -> None:
         """Write `recipe.yaml`, resolved."""
         write_whole(self.path / "recipe.yaml", f"# Resolved by selectune; every path is absolute.\n{dump_recipe(recipe)}")
+
+    def mend(self) -> None:
+        """Removes what a crash left unfinished: files that begin with a dot, and the last line of the events if it has no end.
+
+        For the one process that holds the run (`held`).
+        """
+        for path in sorted(self.path.rglob(".*"), reverse=True):
+            if "trackers" in path.relative_to(self.path).parts:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        events = self.path / "events.jsonl"
+        if events.is_file():
+            data = events.read_bytes()
+            if not data.endswith(b"\n"):
+                os.truncate(events, data.rfind(b"\n") + 1)
+
+    def claim(self, inputs: Mapping[str, str]) -> None:
+        """Keeps the digests of what a run is made from; when it goes on, raises ResumeError that names each one that is another now."""
+        path = self.path / "inputs.json"
+        try:
+            before = json.loads(path.read_bytes()) if path.is_file() else None
+        except ValueError as error:
+            raise ResumeError(f"cannot be read ({error})", where=str(path), then="Start the run again.") from error
+        if before is None:
+            write_whole(path, json.dumps(dict(inputs), indent=1) + "\n")
+            return
+        changed = [
+            f"{name} was {str(before.get(name))[:12]}, is {str(inputs.get(name))[:12]}"
+            for name in sorted(before.keys() | inputs.keys())
+            if before.get(name) != inputs.get(name)
+        ]
+        if changed:
+            then = "Put back what was changed, or start a new run."
+            raise ResumeError(f"was begun with something else: {'; '.join(changed)}", where=str(self.path), then=then)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line to `events.jsonl`. Raises StorageError."""
@@ -148,23 +194,40 @@ def open_run(out: Path, name: str, recipes: Sequence[Recipe], registry: str) -> 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = out / f"{name}-{stamp}"
     count = 1
+    folders = ["."] if len(recipes) == 1 else names
+    unfinished = out / temporary_name()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        sweep(out)
         while path.exists():
             count += 1
             path = out / f"{name}-{stamp}-{count}"
-        path.mkdir()
-        folders = ["."] if len(recipes) == 1 else names
+        unfinished.mkdir()
         for folder, recipe in zip(folders, recipes, strict=True):
-            (path / folder).mkdir(exist_ok=True)
-            Folder(path / folder).write_recipe(recipe)
+            (unfinished / folder).mkdir(exist_ok=True)
+            Folder(unfinished / folder).write_recipe(recipe)
+        document = RunDocument(run=path.name, created=now(), registry=registry, recipes=tuple(folders))
+        write_whole(unfinished / "run.json", document.model_dump_json(indent=1) + "\n")
+        # A folder of that name that another process made meanwhile is not empty, and is not replaced.
+        unfinished.rename(path)
     except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise StorageError(
-            f"cannot be written ({error.strerror})", where=str(path), then="Free space, or choose another folder with --out."
+            f"cannot be written ({error.strerror or error})", where=str(path), then="Free space, or choose another folder with --out."
         ) from error
-    document = RunDocument(run=path.name, created=now(), registry=registry, recipes=tuple(folders))
-    write_whole(path / "run.json", document.model_dump_json(indent=1) + "\n")
     return document, path
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Inside, no other process goes on with this run; a process that is killed lets go. Raises ResumeError where one does already."""
+    with (path / "run.json").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            then = "Wait for that one, or stop it first."
+            raise ResumeError("another process is working on this run", where=str(path), then=then) from error
+        yield
 
 
 def read_run(path: Path) -> RunDocument:

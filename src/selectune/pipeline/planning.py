@@ -90,8 +90,8 @@ class Plan:
 
 def plan(recipe: Recipe, load: Callable[[str], Model]) -> Plan:
     """The plan of a recipe; `load` gives its model. Trains nothing. Raises what `run` raises before its first step."""
-    recipe = recipe.resolved()
-    prepared = prepare(recipe, load)
+    prepared = prepare(recipe.resolved(), load)
+    recipe = prepared.recipe
     model, selection, examples = prepared.model, prepared.selection, prepared.examples
     encoder = Encoder(model.processor)
     first = next(iter(examples.train.values()))
@@ -114,7 +114,8 @@ def plan(recipe: Recipe, load: Callable[[str], Model]) -> Plan:
 
 
 def _phase(lesson: Lesson, seed: int) -> PlannedPhase:
-    steps = Schedule(n=len(lesson.records), optim=lesson.optim, seed=seed).total
+    pools = tuple(len(records) for records in lesson.keeping.replay.values())
+    steps = Schedule(n=len(lesson.records), optim=lesson.optim, seed=seed, replayed=lesson.keeping.share, pools=pools).total
     return PlannedPhase(
         name=lesson.name,
         kind=lesson.kind,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from selectune.components.spectra import choose_by
 from selectune.errors import DataError
 from selectune.evaluation import Suite, Task
+from selectune.pipeline.keeping import read_kept
 from selectune.recipe import Data, Recipe
 from selectune.records import leakage, read_records
 from selectune.reporting.result import TaskInfo
 
 if TYPE_CHECKING:
     from selectune.components import Selection
+    from selectune.components.spectra import Choice
     from selectune.models import Model
+    from selectune.pipeline.keeping import Kept
     from selectune.records import Records
 
 RECOVERY = "recovery"
@@ -32,6 +36,8 @@ class Examples:
     """What the suite's tasks are, for the report."""
     validation: Mapping[str, Records]
     """By skill, where the recipe names some."""
+    kept: Mapping[str, Kept]
+    """By stage: what its `keep` names."""
     pictures: Records | None
     """What the number probe captions."""
     notes: tuple[str, ...]
@@ -43,10 +49,13 @@ class Prepared:
     """A recipe with everything that it names."""
 
     recipe: Recipe
+    """With what `choose` took written into it."""
     model: Model
     selection: Selection
     recovery: Selection | None
     examples: Examples
+    choice: Choice | None = None
+    """What `choose` measured, where this was done now."""
 
 
 def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
@@ -56,12 +65,29 @@ def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
     """
     examples = read_examples(recipe)
     model = load(recipe.model)
-    selection = model.map.select(recipe.select, tie=recipe.tie, where=f"recipe {recipe.name}: select")
+    recipe, choice = _chosen(recipe, model)
+    patterns = (*recipe.select, *(recipe.choose.taken if recipe.choose is not None else ()))
+    selection = model.map.select(patterns, tie=recipe.tie, where=f"recipe {recipe.name}: select")
     recovery = None
     if recipe.recovery is not None:
-        patterns = recipe.recovery.select or recipe.select
+        patterns = recipe.recovery.select or patterns
         recovery = model.map.select(patterns, tie=recipe.tie, where=f"recipe {recipe.name}: recovery.select")
-    return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples)
+    if choice is not None:
+        examples = replace(examples, notes=(*examples.notes, f"choose took {choice.about}"))
+    return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples, choice=choice)
+
+
+def _chosen(recipe: Recipe, model: Model) -> tuple[Recipe, Choice | None]:
+    """The recipe with the names that `choose` takes of this model, and the numbers; they are taken once, and written down."""
+    wanted = recipe.choose
+    if wanted is None or wanted.taken:
+        return recipe, None
+    where = f"recipe {recipe.name}: choose"
+    pool = model.map.select(wanted.within, tie=recipe.tie, where=f"{where}.within")
+    choice = choose_by(model.net, pool, wanted.by, wanted.share, each=wanted.each, where=where)
+    tied = {component.name: component.tied for component in pool.components}
+    taken = tuple(dict.fromkeys(name for one in choice.names for name in (one, *tied[one])))
+    return recipe.model_copy(update={"choose": wanted.model_copy(update={"taken": taken})}), choice
 
 
 def read_examples(recipe: Recipe) -> Examples:
@@ -83,9 +109,13 @@ def read_examples(recipe: Recipe) -> Examples:
         infos.append(_info(task, held.test, held.scorer).model_copy(update={"margin": held.margin or recipe.gate.margin}))
     if recipe.recovery is not None:
         train[RECOVERY] = _some(recipe.recovery.train, "recovery.train")
+    kept, sources = read_kept(recipe, RECOVERY, _some)
     pictures = None if recipe.probe.numbers is None else _some(recipe.probe.numbers, "probe.numbers")
-    notes = _leaks(recipe, train | {f"{name} (validation)": records for name, records in validation.items()}, tests)
-    return Examples(train=train, suite=Suite(tasks=tuple(tasks)), tasks=tuple(infos), validation=validation, pictures=pictures, notes=notes)
+    seen = train | {f"{name} (validation)": records for name, records in validation.items()} | sources
+    notes = _leaks(recipe, seen, tests)
+    return Examples(
+        train=train, suite=Suite(tasks=tuple(tasks)), tasks=tuple(infos), validation=validation, kept=kept, pictures=pictures, notes=notes
+    )
 
 
 def is_synthetic(data: Data, records: Records) -> bool:

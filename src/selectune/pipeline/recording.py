@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selectune.pipeline.keeping import kept_digests
 from selectune.recipe import dump_recipe
 from selectune.registry import Update
 from selectune.reporting.result import UpdateInfo
@@ -38,11 +39,12 @@ def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateI
     update = Update(
         parent=made.parent.id if made.parent else None,
         skill=document.stage,
-        recipe={"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed, "select": list(recipe.select)},
+        recipe={"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed, "select": list(prepared.selection.patterns)},
         verdict=verdict.verdict if verdict else "",
         metrics={"rules": [_rule(rule.model_dump(mode="json")) for rule in verdict.rules]} if verdict else {},
         records={
             "train": {"digest": records.digest, "n": len(records)},
+            **({"kept": kept} if (kept := kept_digests(examples.kept)) else {}),
             "suite": examples.suite.digest,
             "tests": {task.name: {"digest": task.records.digest, "n": len(task.records)} for task in examples.suite.tasks},
         },

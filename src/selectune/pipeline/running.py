@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from selectune.components.proof import forecast
 from selectune.delta import applied
-from selectune.errors import Stopped
+from selectune.delta.files import sweep
+from selectune.errors import Alarmed, Stopped, StorageError
 from selectune.pipeline.assembling import assemble
-from selectune.pipeline.folder import Folder, RunDocument, open_run, read_run
-from selectune.pipeline.preparing import prepare
+from selectune.pipeline.folder import Folder, RunDocument, held, open_run, read_run
+from selectune.pipeline.keeping import kept_digests
+from selectune.pipeline.preparing import Prepared, prepare
 from selectune.pipeline.progress import Progress, Silent, bar
-from selectune.pipeline.stages import Bench, Stage, lessons, measure_base, teach
+from selectune.pipeline.stages import Bench, Stage, measure_base, sequence, teach
+from selectune.pipeline.tracking import check_trackers, tracking
 from selectune.recipe import Recipe
 from selectune.registry import Registry
 from selectune.reporting import RunResult, save_result, write_report
 from selectune.training import FeatureCache
 
 if TYPE_CHECKING:
+    from selectune.components.spectra import Choice
     from selectune.models import Model
 
 OUT = Path("selectune-runs")
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What the system says of a disk that is full or must not be written to."""
 MEASUREMENTS = "measurements"
 """The folder, beside the runs, of base measurements that they share."""
 
@@ -55,6 +63,7 @@ def run_all(
 ) -> list[RunResult]:
     """`run` for several recipes that share the model, the base's measurement and one report, in one folder (called after `name`)."""
     resolved = [recipe.resolved() for recipe in recipes]
+    check_trackers([name for recipe in resolved for name in recipe.report_to])
     root = out or Path(resolved[0].out or OUT)
     where = registry or str(root / "registry")
     document, path = open_run(root.absolute(), name or resolved[0].name, resolved, where)
@@ -64,7 +73,8 @@ def run_all(
 def resume(path: Path, *, progress: Progress | None = None) -> list[RunResult]:
     """Go on with a run that was stopped, from its folder: finished stages are read, the one in training continues from its checkpoint.
 
-    Raises ResumeError for a folder that is not a run's.
+    What a crash left unfinished is removed first. Raises ResumeError for a folder that is not a run's, for one that another process is
+    working on, and for a recipe, a model or records that are not those the run was begun with, with the difference.
     """
     return _go(read_run(path), path.absolute(), progress or Silent())
 
@@ -72,17 +82,29 @@ def resume(path: Path, *, progress: Progress | None = None) -> list[RunResult]:
 def _go(document: RunDocument, path: Path, progress: Progress) -> list[RunResult]:
     loaded = Loaded(progress)
     try:
-        with _terminable():
+        with held(path), _terminable():
+            Folder(path).mend()
+            sweep(path.parent / MEASUREMENTS)
             registry = Registry.open(document.registry, create=True)
             results = [_one(Folder(path / folder), registry, loaded, path.parent / MEASUREMENTS) for folder in document.recipes]
+            report = path / "report.html"
+            results = [result.model_copy(update={"report": str(report)}) for result in results]
+            for folder, result in zip(document.recipes, results, strict=True):
+                save_result(result, path / folder / "result.json")
+            write_report(results, report)
     except (Stopped, KeyboardInterrupt) as error:
         what = error.what if isinstance(error, Stopped) else "stopped; every finished stage is kept"
         raise Stopped(what, then=f"Go on with: selectune run {path}") from error
-    report = path / "report.html"
-    results = [result.model_copy(update={"report": str(report)}) for result in results]
-    for folder, result in zip(document.recipes, results, strict=True):
-        save_result(result, path / folder / "result.json")
-    write_report(results, report)
+    except OSError as error:
+        if not isinstance(error, StorageError) and error.errno not in UNWRITABLE:
+            raise
+        what = error.what if isinstance(error, StorageError) else f"cannot be written ({error.strerror})"
+        where = error.where if isinstance(error, StorageError) else str(error.filename or path)
+        then = f"Free space there, or make it writable, and go on with: selectune run {path}"
+        raise StorageError(what, where=where, then=then) from error
+    except Alarmed as error:
+        then = f"Or change watch in the run's recipe.yaml, and go on with: selectune run {path}"
+        raise Alarmed(error.what, where=error.where, then=then) from error
     return results
 
 
@@ -113,27 +135,61 @@ def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path)
     started = time.monotonic()
     recipe = folder.recipe()
     prepared = prepare(recipe, loaded)
+    if prepared.choice is not None:
+        recipe = prepared.recipe
+        folder.write_recipe(recipe)
+    folder.claim(_inputs(recipe, prepared))
     folder.event("prepared", recipe=recipe.digest, model=prepared.model.id, suite=prepared.examples.suite.digest)
-    bench = Bench(prepared=prepared, folder=folder, registry=registry, progress=loaded.progress, features=loaded.features)
+    if prepared.choice is not None:
+        folder.event("chosen", by=prepared.choice.by, **_numbers(prepared.choice))
+        loaded.progress.say(f"choose took {prepared.choice.about}")
+    with tracking(recipe, folder.path) as trackers:
+        bench = Bench(
+            prepared=prepared, folder=folder, registry=registry, progress=loaded.progress, features=loaded.features, trackers=trackers
+        )
+        stages = _stages(bench, measurements)
+    seconds = {"load": loaded.seconds, "total": time.monotonic() - started}
+    result = assemble(prepared, stages, run=folder.name, seconds=seconds)
+    folder.event("finished", seconds=seconds["total"])
+    return result
+
+
+def _inputs(recipe: Recipe, prepared: Prepared) -> dict[str, str]:
+    """The digests of what a run is made from."""
+    examples = prepared.examples
+    train = {f"records of {name}": records.digest for name, records in examples.train.items()}
+    about = {"recipe": recipe.digest, "model": prepared.model.id, "selection": prepared.selection.digest}
+    kept = {f"records of {name}": digest for name, digest in kept_digests(examples.kept).items()}
+    return about | train | kept | {"tests": examples.suite.digest}
+
+
+def _numbers(choice: Choice) -> dict[str, dict[str, float | None]]:
+    """Every component's number, `taken` or `left`; None for an infinite one, which JSON does not know."""
+    found: dict[str, dict[str, float | None]] = {"taken": {}, "left": {}}
+    for one in choice.ranked:
+        found["taken" if one.taken else "left"][one.name] = one.number if isfinite(one.number) else None
+    return found
+
+
+def _stages(bench: Bench, measurements: Path) -> list[Stage]:
+    """The base and every lesson of a recipe, in order."""
+    prepared, progress, registry = bench.prepared, bench.progress, bench.registry
     for row in forecast(prepared.model.net, prepared.selection):
         against = "" if row.expected is None else f", {row.expected:,} expected from the configuration"
-        loaded.progress.say(f"may move: {row.family}, {row.components:,} components, {row.weights:,} weights{against}")
+        progress.say(f"may move: {row.family}, {row.components:,} components, {row.weights:,} weights{against}")
     stages: list[Stage] = [measure_base(bench, measurements)]
     with ExitStack() as taught:
         model = prepared.model
-        for lesson in lessons(prepared):
+        for lesson in sequence(prepared):
             stage = teach(bench, model, lesson, stages)
             stages.append(stage)
             if stage.document.update is not None:
                 model = taught.enter_context(applied(model, registry.delta(stage.document.update.id)))
             failed = stage.document.verdict is not None and stage.document.verdict.verdict == "failed"
-            if failed and recipe.on_failure == "stop":
-                loaded.progress.say(f"{lesson.name}: the gate failed, and the recipe says on_failure: stop")
+            if failed and prepared.recipe.on_failure == "stop":
+                progress.say(f"{lesson.name}: the gate failed, and the recipe says on_failure: stop")
                 break
-    seconds = {"load": loaded.seconds, "total": time.monotonic() - started}
-    result = assemble(prepared, stages, run=folder.name, seconds=seconds)
-    folder.event("finished", seconds=seconds["total"])
-    return result
+    return stages
 
 
 @contextmanager

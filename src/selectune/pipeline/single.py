@@ -35,7 +35,10 @@ def train_skill(recipe: Recipe, skill: str | None, load: Callable[[str], Model],
         def on_step(step: Step) -> None:
             advance(step.n, step.total)
 
-        return train(prepared.model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, session=Session(on_step=on_step))
+        session = Session(on_step=on_step)
+        return train(
+            prepared.model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, keeping=lesson.keeping, session=session
+        )
 
 
 def measure(recipe: Recipe, model: Model, progress: Progress, *, stage: str = "") -> Measurement:

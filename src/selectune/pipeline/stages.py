@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selectune import gates
 from selectune.delta import applied
-from selectune.errors import Stopped
+from selectune.errors import Alarmed, Stopped
 from selectune.evaluation import Measurement, Suite, evaluate
 from selectune.hashing import digest
 from selectune.pipeline.folder import CaptionText, Folder, StageDocument
+from selectune.pipeline.keeping import keeping, with_base
 from selectune.pipeline.preparing import RECOVERY, Prepared, is_synthetic
 from selectune.pipeline.progress import Progress, bar
 from selectune.pipeline.recording import Made, record_update
+from selectune.pipeline.tracking import Trackers
 from selectune.probes import probe_numbers
 from selectune.reporting.result import NumberStage, Phase, QuickPoint, StepPoint, Verdict, write_whole
-from selectune.training import FeatureCache, Session, train
+from selectune.training import FeatureCache, Keeping, Session, train
+from selectune.training.watching import sentences
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from selectune.records import Records
     from selectune.registry import Registry
     from selectune.training import Step, Training
+    from selectune.training.watching import Alarm
 
 BASE = "base"
 
@@ -55,6 +59,7 @@ class Bench:
     registry: Registry
     progress: Progress
     features: FeatureCache
+    trackers: Trackers = field(default_factory=Trackers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +72,13 @@ class Lesson:
     records: Records
     selection: Selection
     optim: Optim
+    keeping: Keeping
 
 
 def lessons(prepared: Prepared) -> list[Lesson]:
     """A recipe's stages after the base, in order."""
-    recipe, records = prepared.recipe, prepared.examples.train
+    recipe, records, kept = prepared.recipe, prepared.examples.train, prepared.examples.kept
+    names = [skill.name for skill in recipe.skills]
     found = [
         Lesson(
             name=skill.name,
@@ -80,14 +87,32 @@ def lessons(prepared: Prepared) -> list[Lesson]:
             records=records[skill.name],
             selection=prepared.selection,
             optim=recipe.optim_of(skill),
+            keeping=keeping(kept[skill.name], {name: records[name] for name in names[:index]}),
         )
-        for skill in recipe.skills
+        for index, skill in enumerate(recipe.skills)
     ]
     if recipe.recovery is not None and prepared.recovery is not None:
         optim = recipe.optim.merged(recipe.recovery.optim)
         data = recipe.recovery.train
-        found.append(Lesson(name=RECOVERY, kind="recovery", data=data, records=records[RECOVERY], selection=prepared.recovery, optim=optim))
+        found.append(
+            Lesson(
+                name=RECOVERY,
+                kind="recovery",
+                data=data,
+                records=records[RECOVERY],
+                selection=prepared.recovery,
+                optim=optim,
+                keeping=keeping(kept[RECOVERY], {name: records[name] for name in names}),
+            )
+        )
     return found
+
+
+def sequence(prepared: Prepared) -> list[Lesson]:
+    """`lessons` for a run, in which each is taught on what those before it left: teachers that are the base remember it."""
+    found = lessons(prepared)
+    told = with_base(prepared.model, prepared.selection, {lesson.name: (lesson.keeping, lesson.selection) for lesson in found})
+    return [replace(lesson, keeping=told[lesson.name]) for lesson in found]
 
 
 def measure_base(bench: Bench, cache: Path) -> Stage:
@@ -120,7 +145,8 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     finished = bench.folder.stage(lesson.name)
     if finished is not None:
         return Stage(document=finished[0], measurement=finished[1])
-    training = _train(bench, model, lesson)
+    done = sum(len(stage.document.phase.steps) for stage in past if stage.document.phase is not None)
+    training = _train(bench, model, lesson, done)
     phase = _phase(bench.folder, lesson, training)
     file = bench.folder.path / f".{lesson.name}.delta"
     if training.adapter is not None:
@@ -132,7 +158,12 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
         verdict = _verdict(bench, lesson, measurement, past)
         measurement.save(bench.folder.measurement(lesson.name))
         document = document.model_copy(
-            update={"phase": phase, "verdict": verdict, "seconds": document.seconds | {"train": training.seconds}}
+            update={
+                "phase": phase,
+                "verdict": verdict,
+                "seconds": document.seconds | {"train": training.seconds},
+                "alarms": sentences(training.alarms),
+            }
         )
         made = Made(document=document, delta=training.delta, file=file, parent=past[-1].document.update)
         update = record_update(bench.registry, bench.prepared, made)
@@ -142,6 +173,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     bench.folder.finish(document)
     said = verdict.verdict if verdict else "not judged"
     bench.folder.event("recorded", stage=lesson.name, update=update.id, verdict=said, model=document.model_id)
+    bench.trackers.log("scores", {task: measurement.score(task) for task in measurement.tasks}, done + len(phase.steps))
     bench.progress.say(f"{lesson.name}: update {update.id[:12]}, {said}")
     return Stage(document=document, measurement=measurement)
 
@@ -162,31 +194,45 @@ def _base_key(prepared: Prepared) -> str:
     return digest("base", parts)[:32]
 
 
-def _train(bench: Bench, model: Model, lesson: Lesson) -> Training:
-    """Train one lesson, with its events, its bar and its checkpoints."""
+def _train(bench: Bench, model: Model, lesson: Lesson, done: int) -> Training:
+    """Train one lesson, with its events, its bar and its checkpoints, after `done` steps of the lessons before."""
     folder, recipe = bench.folder, bench.prepared.recipe
     suite = _quick_suite(bench.prepared) if recipe.probe.quick_every else None
 
     with bar(bench.progress, f"Teaching {lesson.name}") as advance:
 
         def on_step(step: Step) -> None:
-            folder.event("step", stage=lesson.name, **_step(step).model_dump(mode="json"))
+            point = _step(step).model_dump(mode="json")
+            kept = {f"keep.{name}": value for name, value in step.kept.items()}
+            folder.event("step", stage=lesson.name, **point, waited=step.waited, **kept)
+            bench.trackers.log(lesson.name, {**point, "waited": step.waited, **kept}, done + step.n)
             if suite is not None and recipe.probe.quick_every and step.n % recipe.probe.quick_every == 0:
-                point = _quick(model, suite, step.n, recipe.eval_batch)
-                folder.event("quick", stage=lesson.name, **point.model_dump(mode="json"))
+                quick = _quick(model, suite, step.n, recipe.eval_batch)
+                folder.event("quick", stage=lesson.name, **quick.model_dump(mode="json"))
+                bench.trackers.log(f"{lesson.name}/quick", quick.scores, done + step.n)
             advance(step.n, step.total)
+
+        def on_alarm(alarm: Alarm) -> None:
+            folder.event("alarm", stage=lesson.name, rule=alarm.rule, step=alarm.step, stops=alarm.stops, what=alarm.what, then=alarm.then)
+            bench.progress.say(f"{lesson.name}: {alarm}")
 
         checkpoints = folder.checkpoints / lesson.name
         session = Session(
             checkpoint_dir=checkpoints,
-            resume=checkpoints if checkpoints.is_dir() and any(checkpoints.iterdir()) else None,
+            resume=checkpoints if any(checkpoints.rglob("checkpoint-*")) else None,
             features=bench.features,
             on_step=on_step,
+            watch=recipe.watch,
+            on_alarm=on_alarm,
         )
         try:
-            training = train(model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, session=session)
+            training = train(
+                model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, keeping=lesson.keeping, session=session
+            )
         except Stopped as stopped:
             raise Stopped(stopped.what, where=lesson.name, then="") from stopped
+        except Alarmed as alarmed:
+            raise Alarmed(alarmed.what, where=lesson.name) from alarmed
     return training
 
 
@@ -276,6 +322,7 @@ def _phase(folder: Folder, lesson: Lesson, training: Training) -> Phase:
         skipped=dict(training.skipped),
         dropped=dict(lesson.records.dropped),
         proof=training.proof,
+        keep={name: words for name, words in training.reasons.items() if name.startswith("keep.")},
     )
 
 

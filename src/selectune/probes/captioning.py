@@ -66,7 +66,7 @@ def _captions(asker: Asker, records: list[Record], tokens: TokenClass, max_new_t
             steps = _steps(asker.model.tokenizer, tokens, [prompts[index].input_ids[-1], *ids], masses[row], chosen[row])
             text = asker.model.tokenizer.decode(ids, skip_special_tokens=True).strip()
             found[index] = Caption(id=records[index].id, text=text, mean=math.fsum(steps) / len(steps), max=max(steps), steps=tuple(steps))
-    return tuple(found[index] for index in range(len(records)))
+    return tuple(asker.whole(found))
 
 
 class _Watch(LogitsProcessor):

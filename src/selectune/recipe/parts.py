@@ -5,97 +5,44 @@ Values are frozen; a key that is not a field is a fault. Nothing here reads a fi
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from selectune.hashing import digest
-
-EMBEDDED = "embedded:"
-"""A source that starts so is a skill which comes with the package: ``embedded:digits``."""
+from selectune.recipe.basis import Data, Finite, Named, Part, Patterns, listed
+from selectune.recipe.keep import Choose, Keep
 
 STAGES = ("base", "recovery")
 """Stages that a run has besides its skills; no skill may be called so."""
 
 
-def _listed(value: object) -> object:
-    """One string stands for a list of one; a YAML list becomes a tuple."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-"""A name that can be a part of a file's name."""
-
-
-class Part(BaseModel):
-    """A frozen piece of a recipe; unknown keys and wrong types are faults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Data(Part):
-    """Where records come from. A plain string stands for ``Data(source=…)``."""
-
-    source: str = Field(min_length=1)
-    """A file, a folder, or ``embedded:SKILL``. A relative path starts at the recipe's folder (for a preset: at the current one)."""
-    split: str | None = None
-    """The part of the source to read, where it has parts: train, validation, test."""
-    form: str | None = None
-    """The records' form; None: detected, with the reason."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Which column plays which part, where detection is wrong: ``{question: q, answer: a}``."""
-    images: str | None = None
-    """The folder that image paths start at; None: the source's own."""
-    limit: int | None = Field(default=None, ge=1)
-    """At most so many records."""
-    prompt: str | None = None
-    """A question for records that have none, such as pictures alone."""
-    synthetic: bool = False
-    """Rendered or generated: the report says so wherever it shows them."""
-    about: str = ""
-    """One sentence for the report: what is asked, and where the records are from."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_source(cls, value: object) -> object:
-        return {"source": value} if isinstance(value, str) else value
-
-    @field_validator("source", "images")
-    @classmethod
-    def _rooted(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """A path that means the same from every folder, when the recipe was read from a file."""
-        folder = info.context
-        if value is None or value.startswith(EMBEDDED) or not isinstance(folder, Path):
-            return value
-        return str((folder / Path(value).expanduser()).absolute())
-
-
 class Adapter(Part):
-    """Low-rank matrices beside the selected weights, trained in their place and added to them at the end; ``lora`` is short for it."""
+    """Matrices beside the selected weights, trained in their place and added to them at the end; ``lora`` or ``osf`` is short for one."""
 
-    kind: Literal["lora"] = "lora"
+    kind: Literal["lora", "osf"] = "lora"
+    """`lora`: a product of low rank is added. `osf`: of a weight's singular directions the largest are frozen, and the others trained."""
     rank: int = Field(default=16, ge=1, le=1024)
-    """Columns of the low-rank matrices."""
+    """lora: columns of the low-rank matrices."""
     alpha: Finite | None = Field(default=None, gt=0)
-    """The update is alpha / rank times the matrices' product; None: twice the rank."""
+    """lora: the update is alpha / rank times the matrices' product; None: twice the rank."""
+    preserve: Finite = Field(default=0.5, gt=0, lt=1)
+    """osf: the share of a weight's singular directions, the largest first, that stay as they are."""
 
     @model_validator(mode="before")
     @classmethod
     def _plain_kind(cls, value: object) -> object:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        foreign = {"lora": {"preserve"}, "osf": {"rank", "alpha"}}[self.kind]
+        given = [name for name in sorted(foreign & self.model_fields_set) if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(f"{' and '.join(given)} is no setting of {self.kind}")
+        return self
 
     @property
     def scale(self) -> float:
@@ -125,12 +72,16 @@ class Optim(Part):
     weight_decay: Finite = Field(default=0.0, ge=0)
     clip: Finite | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient; None: not clipped."""
-    betas: Annotated[tuple[Finite, Finite], BeforeValidator(_listed)] = (0.9, 0.999)
+    betas: Annotated[tuple[Finite, Finite], BeforeValidator(listed)] = (0.9, 0.999)
     eps: Finite = Field(default=1e-8, gt=0)
     max_length: int | None = Field(default=None, ge=1)
     """Longer records are counted and left out, never cut; None: the model's own limit."""
     save_every: int | None = Field(default=None, ge=1)
     """Write a checkpoint after every so many steps; a signal always writes one."""
+    save_minutes: Finite | None = Field(default=10.0, gt=0)
+    """Write one also when so many minutes have passed since the last; None: by steps alone."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """So many stay on the disk, the newest ones."""
     cache_features: bool = True
     """Keep a frozen vision tower's features."""
     adapter: Adapter | None = None
@@ -155,6 +106,70 @@ class Optim(Part):
         return self if other is None else self.model_copy(update={name: getattr(other, name) for name in other.model_fields_set})
 
 
+class _Watched(Part):
+    """A rule of `watch`; its word alone stands for it, with the threshold that it has anyway."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_word(cls, value: object) -> object:
+        return {"do": value} if isinstance(value, str) else value
+
+
+class NotFinite(_Watched):
+    """The loss or the gradient of a step is NaN or infinite. Such a step is never taken, so the rule cannot be off."""
+
+    do: Literal["stop", "warn"] = "stop"
+    """`warn`: the step is left out and training goes on; not with `optim.in_backward`."""
+    row: int = Field(default=3, ge=1)
+    """With `warn`: so many of them in a row stop all the same."""
+
+
+class Spike(_Watched):
+    """The gradient's norm is far above what it was lately."""
+
+    do: Literal["stop", "warn", "off"] = "warn"
+    times: Finite = Field(default=10.0, gt=1)
+    """Above so many times the median of the steps before."""
+    window: int = Field(default=50, ge=8)
+    """Steps that the median is of; with fewer than eight behind it the rule waits."""
+
+
+class Dead(_Watched):
+    """A selected component that no gradient has reached; an expert of a mixture that no token was sent to is none."""
+
+    do: Literal["stop", "warn", "off"] = "stop"
+
+
+class Flat(_Watched):
+    """The loss does not fall."""
+
+    do: Literal["stop", "warn", "off"] = "warn"
+    window: int = Field(default=50, ge=2)
+    """The median loss of the last so many steps is compared with that of the first so many."""
+    fall: Finite = Field(default=0.01, ge=0, lt=1)
+    """The share by which it must have fallen."""
+
+
+class Starved(_Watched):
+    """The device waits for data: pictures that are read, decoded and resized while nothing is computed."""
+
+    do: Literal["stop", "warn", "off"] = "warn"
+    share: Finite = Field(default=0.5, gt=0, lt=1)
+    """Of the time of the last steps."""
+    window: int = Field(default=20, ge=2)
+    """So many steps."""
+
+
+class Watch(Part):
+    """What is looked at while training goes on. Each rule stops, warns or is off: ``{spike: stop, flat: {do: warn, window: 200}}``."""
+
+    not_finite: NotFinite = Field(default_factory=NotFinite)
+    spike: Spike = Field(default_factory=Spike)
+    dead: Dead = Field(default_factory=Dead)
+    flat: Flat = Field(default_factory=Flat)
+    starved: Starved = Field(default_factory=Starved)
+
+
 class Skill(Part):
     """One skill to teach: records to learn from, and other ones to be measured on."""
 
@@ -166,6 +181,8 @@ class Skill(Part):
     max_new_tokens: int = Field(default=8, ge=1)
     optim: Optim | None = None
     """Overrides the recipe's `optim`, field by field."""
+    keep: Keep | None = None
+    """Overrides the recipe's `keep`, field by field."""
 
 
 class HeldOut(Part):
@@ -213,6 +230,8 @@ class Recovery(Part):
     """None given: the recipe's own."""
     optim: Optim | None = None
     """Overrides the recipe's `optim`, field by field."""
+    keep: Keep = Field(default_factory=Keep)
+    """Nothing of the recipe's own `keep` holds here: what comes back must come back by itself."""
 
 
 class Recipe(Part):
@@ -222,13 +241,22 @@ class Recipe(Part):
     model: str = Field(default="embedded", min_length=1)
     """A folder, a hub id that is on this disk already, or ``embedded``."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    select: Patterns
-    """Component patterns or presets: ``attention``, ``language.layers[8:24].mlp.{gate,up}``, ``!language.*.norm.*``."""
+    choose: Choose | None = None
+    """Components by a number of theirs, in place of `select` or beside it: ``{by: kappa, share: 0.25, within: language-layers}``."""
+    select: Patterns = Field(default=(), validate_default=True)
+    """Component patterns or presets: ``attention``, ``language.layers[8:24].mlp.{gate,up}``, ``!language.*.norm.*``. Needed without
+    `choose`."""
     tie: Literal["forbid", "allow"] = "forbid"
     """Whether a tied weight may be selected through one of its names."""
     optim: Optim = Field(default_factory=Optim)
-    skills: Annotated[tuple[Skill, ...], BeforeValidator(_listed)]
-    held_out: Annotated[tuple[HeldOut, ...], BeforeValidator(_listed)] = ()
+    keep: Keep = Field(default_factory=Keep)
+    """What holds old skills while a new one is taught."""
+    watch: Watch = Field(default_factory=Watch)
+    """What stops a training, and what is only said."""
+    report_to: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...], BeforeValidator(listed)] = ()
+    """Trackers that get every step and score too, besides the run's own events.jsonl."""
+    skills: Annotated[tuple[Skill, ...], BeforeValidator(listed)]
+    held_out: Annotated[tuple[HeldOut, ...], BeforeValidator(listed)] = ()
     gate: Gate = Field(default_factory=Gate)
     probe: Probe = Field(default_factory=Probe)
     recovery: Recovery | None = None
@@ -252,8 +280,10 @@ class Recipe(Part):
 
     @field_validator("select", "skills")
     @classmethod
-    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not value:
+    def _some(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        # A `choose` that has a fault of its own is no missing selection; it is not in the data then.
+        chosen = info.field_name == "select" and info.data.get("choose", ...) is not None
+        if not value and not chosen:
             raise ValueError("needs at least one entry")
         return value
 
@@ -272,9 +302,13 @@ class Recipe(Part):
         """The recipe's `optim` with the skill's own fields over it."""
         return self.optim.merged(skill.optim)
 
+    def keep_of(self, skill: Skill) -> Keep:
+        """The recipe's `keep` with the skill's own fields over it."""
+        return self.keep.merged(skill.keep)
+
     def resolved(self) -> Recipe:
         """The same recipe with every skill's and the recovery's choices written out."""
-        skills = tuple(skill.model_copy(update={"optim": self.optim_of(skill)}) for skill in self.skills)
+        skills = tuple(skill.model_copy(update={"optim": self.optim_of(skill), "keep": self.keep_of(skill)}) for skill in self.skills)
         recovery = self.recovery
         if recovery is not None:
             recovery = recovery.model_copy(update={"optim": self.optim.merged(recovery.optim), "select": recovery.select or self.select})
@@ -291,8 +325,14 @@ class Recipe(Part):
 
         recipe = self.resolved()
         optims = [self.optim_of(skill) for skill in self.skills[:skills]]
+
+        def kept(keep: Keep | None) -> Keep | None:
+            if keep is None or keep.ewc is None:
+                return keep
+            return keep.model_copy(update={"ewc": keep.ewc.model_copy(update={"data": few(keep.ewc.data)})})
+
         taught = tuple(
-            skill.model_copy(update={"test": few(skill.test), "optim": _fewer(optim, steps)})
+            skill.model_copy(update={"test": few(skill.test), "optim": _fewer(optim, steps), "keep": kept(skill.keep)})
             for skill, optim in zip(recipe.skills[:skills], optims, strict=True)
         )
         held_out = tuple(task.model_copy(update={"test": few(task.test)}) for task in recipe.held_out)
@@ -308,9 +348,10 @@ class Recipe(Part):
     def digest(self) -> str:
         """Identity of the resolved recipe, 64 hex digits.
 
-        Folders are no part of it: a file counts by its name alone (what it holds is digested with its records), `out` not at all.
+        Folders are no part of it: a file counts by its name alone (what it holds is digested with its records). `out`, `report_to` and
+        `watch` do not count, as none of them changes what a finished training gives.
         """
-        value = self.resolved().model_dump(mode="json", exclude={"out"})
+        value = self.resolved().model_dump(mode="json", exclude={"out", "report_to", "watch"})
         return digest("recipe", _placeless(value))
 
 

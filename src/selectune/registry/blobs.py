@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from selectune.delta.files import replacing
+from selectune.delta.files import replacing, sweep
 from selectune.errors import RegistryError, StorageError
 from selectune.hashing import file_digest
 
@@ -22,9 +22,10 @@ class Blobs:
         self.folder = root / "sha256"
 
     def create(self) -> None:
-        """Makes the folder. Raises StorageError where that cannot be."""
+        """Makes the folder, and removes what a process that is gone left unfinished in it. Raises StorageError where that cannot be."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
         except OSError as error:
             raise StorageError(
                 f"cannot be made ({error.strerror})", where=str(self.folder), then="Choose a folder that you may write to."

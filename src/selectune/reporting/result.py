@@ -9,14 +9,13 @@ Scores are shares from 0 to 1, and differences of shares; a perplexity task's sc
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from selectune.delta.files import replacing
 from selectune.errors import DataError, StorageError
 
 Outcome = Literal["passed", "failed", "undecided"]
@@ -222,6 +221,8 @@ class Phase(Document):
     """Records left out while reading, by reason."""
     proof: str = ""
     """What the proof of selection checked, in one sentence."""
+    keep: dict[str, str] = Field(default_factory=dict)
+    """What held old skills, by its field in the recipe, each in a sentence."""
 
 
 class StageCaption(Document):
@@ -416,19 +417,10 @@ def write_whole(path: Path, text: str) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(text.encode("utf-8", "replace"))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise StorageError(
             f"cannot be written ({error.strerror})", where=str(path), then="Free space, or choose another folder."
         ) from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "replace"))
     return path

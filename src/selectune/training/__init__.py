@@ -5,7 +5,8 @@ model as it was before. Neither knows of evaluation, monitor or registry.
 """
 
 from selectune.training.features import FeatureCache
+from selectune.training.keeping import Keeping
 from selectune.training.loop import fit, train
 from selectune.training.results import Session, Step, Training
 
-__all__ = ["FeatureCache", "Session", "Step", "Training", "fit", "train"]
+__all__ = ["FeatureCache", "Keeping", "Session", "Step", "Training", "fit", "train"]

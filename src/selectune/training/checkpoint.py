@@ -1,6 +1,6 @@
-"""What an interrupted training needs to go on: masters and moments of the selection, and where it was.
+"""What an interrupted training needs to go on: what changed in the selection, the optimizer's state, and where it was.
 
-Never the whole model, and never pickle.
+Never the whole model, and never pickle. Each file carries the digest of all that it holds, so that one flipped byte is found.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,11 +22,14 @@ from torch import Tensor
 
 from selectune.delta.files import replacing
 from selectune.errors import ResumeError, StorageError
+from selectune.hashing import digest, tensor_entry
+from selectune.training.packing import DELTA, packed, unpacked
 from selectune.training.results import Step
 
-FORMAT = "selectune/checkpoint/1"
+FORMAT = "selectune/checkpoint/2"
 NAME = "checkpoint-{:08d}.safetensors"
 _RANDOM = "random"
+_HEADER = ("format", "identity", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,21 @@ class Checkpoint:
     """Every step so far."""
     tensors: Mapping[str, Tensor]
     """As `Masters.state` gives them."""
+    random: Tensor = field(default_factory=torch.get_rng_state)
+    """torch's random state after the last step."""
+
+    def copied(self) -> Checkpoint:
+        """The same on the CPU, in memory of its own: training may go on while it is written."""
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
+        return Checkpoint(identity=self.identity, steps=self.steps, tensors=tensors, random=self.random)
 
 
-def write(folder: Path, checkpoint: Checkpoint, previous: Path | None = None) -> Path:
-    """Writes one file, whole or not at all, then removes `previous`, the one that it takes the place of. Raises StorageError."""
+class DamagedError(ResumeError):
+    """A checkpoint that is not what was written."""
+
+
+def write(folder: Path, checkpoint: Checkpoint, start: Mapping[str, Tensor] | None = None) -> Path:
+    """Writes one file, whole or not at all. With the weights at the `start`, masters are packed against them. Raises StorageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,41 +64,34 @@ def write(folder: Path, checkpoint: Checkpoint, previous: Path | None = None) ->
             f"cannot be made ({error.strerror})", where=str(folder), then="Choose a folder that you may write to."
         ) from error
     path = folder / NAME.format(len(checkpoint.steps))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = packed(tensors, start or {}) | {_RANDOM: checkpoint.random}
     header = {
         "format": FORMAT,
         "identity": json.dumps(checkpoint.identity, sort_keys=True),
         "steps": json.dumps([asdict(step) for step in checkpoint.steps]),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    header["digest"] = _digest(header, tensors)
     with replacing(path) as temporary:
-        save_file(tensors | {_RANDOM: torch.get_rng_state()}, str(temporary), metadata=header)
-    if previous is not None and previous != path:
-        previous.unlink(missing_ok=True)
+        save_file(tensors, str(temporary), metadata=header)
     return path
 
 
-def read(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+def read(path: Path, identity: Mapping[str, Any], start: Mapping[str, Tensor] | None = None) -> Checkpoint:
     """The checkpoint at `path` (of a folder, the newest), which must have been written by the training that `identity` describes.
 
-    Sets torch's random state to the one that was saved. Raises ResumeError with each difference, and for a file that is none of ours or
-    damaged.
+    `start` is what it was written with. Sets torch's random state to the one that was saved. Raises ResumeError with each difference, for a
+    file that is none of ours, and for a damaged one, which is never passed over: the error names the newest older one that is whole.
     """
     file = _newest(path) if path.is_dir() else path
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            header = opened.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ResumeError(
-                    "is no selectune checkpoint", where=str(file), then=f"Give a file named like {NAME.format(100)}, or its folder."
-                )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a mapping
+        header, tensors = _checked(file)
         saved = json.loads(header["identity"])
-        steps = tuple(Step(**step) for step in json.loads(header["steps"]))
+        steps = tuple(_step(step) for step in json.loads(header["steps"]))
         random = tensors.pop(_RANDOM)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ResumeError):
-            raise
-        raise ResumeError(f"cannot be read ({error})", where=str(file), then="Resume from another checkpoint, or start again.") from error
+        tensors = unpacked(tensors, start or {}) if saved == json.loads(json.dumps(identity)) else {}
+    except DamagedError as error:
+        raise ResumeError(error.what, where=str(file), then=_instead(file)) from error
     differences = list(_differences(saved, json.loads(json.dumps(identity)), ""))
     if differences:
         raise ResumeError(
@@ -93,7 +100,58 @@ def read(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
             then="Use the same recipe, or start without resuming.",
         )
     torch.set_rng_state(random)
-    return Checkpoint(identity=saved, steps=steps, tensors=tensors)
+    return Checkpoint(identity=saved, steps=steps, tensors=tensors, random=random)
+
+
+def written(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the oldest first; none where there is no folder."""
+    return sorted(folder.glob(NAME.replace("{:08d}", "*")))
+
+
+def sizes(path: Path) -> tuple[int, int]:
+    """Bytes of a checkpoint: what changed in the weights, and all the rest, which is the optimizer's. Raises ResumeError."""
+    _, tensors = _checked(path)
+    delta = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith(DELTA))
+    return delta, path.stat().st_size - delta
+
+
+def _checked(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a file holds, exactly as it was written. Raises DamagedError, and ResumeError for a file that is no checkpoint."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a mapping
+    except FileNotFoundError as error:
+        raise ResumeError("cannot be read: there is no such file", where=str(file), then="Start without resuming.") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DamagedError(f"cannot be read ({error})") from error
+    if not header.get("format", "").startswith("selectune/checkpoint/"):
+        then = f"Give a file named like {NAME.format(100)}, or its folder."
+        raise ResumeError("is no selectune checkpoint", where=str(file), then=then)
+    if header["format"] != FORMAT:
+        raise ResumeError(f"is of another version, {header['format'][:60]}", where=str(file), then="Start without resuming.")
+    if set(header) != {*_HEADER, "digest"} or header["digest"] != _digest(header, tensors):
+        raise DamagedError("is damaged: its digest does not fit what it holds")
+    return header, tensors
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    entries = {name: asdict(tensor_entry(tensor)) for name, tensor in tensors.items()}
+    return digest("checkpoint", {**{name: header[name] for name in _HEADER}, "tensors": entries})
+
+
+def _step(value: Mapping[str, Any]) -> Step:
+    return Step(**{**value, "still": tuple(value["still"])})
+
+
+def _instead(file: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    for older in reversed([one for one in written(file.parent) if one.name < file.name]):
+        with contextlib.suppress(ResumeError):
+            header, _ = _checked(older)
+            steps = len(json.loads(header["steps"]))
+            return f"{older.name} beside it, after step {steps}, is whole: delete {file.name}, or resume from that file."
+    return f"There is no older one: delete {file.name} and start this training again."
 
 
 def _differences(saved: Any, now: Any, path: str) -> Iterator[str]:
@@ -110,7 +168,7 @@ def _short(value: Any) -> str:
 
 
 def _newest(folder: Path) -> Path:
-    found = sorted(folder.glob(NAME.replace("{:08d}", "*")))
+    found = written(folder)
     if not found:
         raise ResumeError("there is no checkpoint in it", where=str(folder), then="Start without resuming.")
     return found[-1]

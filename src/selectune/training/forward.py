@@ -73,6 +73,7 @@ class Forward:
         cut: Cut | None = None,
         why_no_cut: str = "no: not asked for",
     ) -> None:
+        self.net = model.net
         self._net: Any = model.net
         self._device = model.device
         self._encoder = encoder
@@ -136,12 +137,16 @@ class Forward:
         pixels = self._encoder.pixels(*(sample.pictures for sample in samples))
         return {name: value.to(self._device, copy=True) for name, value in pixels.items()}
 
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits (targets, vocabulary) of the position before each labelled token, in the order of `batch.targets`."""
+        if self._sparse:
+            return self._labelled_logits(batch)
+        logits: Tensor = self._net(**batch.inputs, use_cache=False).logits
+        return logits.flatten(0, 1)[batch.where]
+
     def losses(self, batch: Batch) -> Tensor:
         """Negative log likelihood (nats, fp32) of each labelled token, in the order of `batch.targets`."""
-        if self._sparse:
-            return cross_entropy(self._labelled_logits(batch), batch.targets)
-        logits = self._net(**batch.inputs, use_cache=False).logits
-        return cross_entropy(logits.flatten(0, 1)[batch.where], batch.targets)
+        return cross_entropy(self.logits(batch), batch.targets)
 
     @contextmanager
     def kernels(self, batch: Batch) -> Iterator[None]:

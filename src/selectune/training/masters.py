@@ -8,20 +8,23 @@ still shrinks them.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from selectune.components.slices import Region, views
+from selectune.components.slices import Region, boxes
 from selectune.errors import InputError, MissingPackage
-from selectune.network import parameters
+from selectune.network import is_sharded, parameters
+from selectune.training.sharding import local_views
 
 if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.recipe import Optim
+    from selectune.training.processes import Processes
 
 FUSED = ("cpu", "cuda", "mps", "xpu")
 """Device types for which torch has a fused AdamW: one pass over the memory in place of ten."""
@@ -42,22 +45,40 @@ class Masters:
             for name, owner in self._owners.items()
             for number, view in enumerate(self._views(name, owner.detach()))
         }
+        self.sharded = frozenset(name for name, owner in self._owners.items() if is_sharded(owner))
+        """Parameters of which this process holds a part; so it does of their masters."""
         self._live: list[Tensor] = list(live.values())
         self.values: dict[str, nn.Parameter] = {
             key: nn.Parameter(view.to(torch.float32, copy=True).contiguous()) for key, view in live.items()
         }
         self._masters: list[nn.Parameter] = list(self.values.values())
         self._unreached = dict(self.values)
-        groups = [self._of(name) for name in self._owners] if optim.in_backward else [self._masters]
+        self._noted = False
+        held = [master for master in self._masters if master.numel()]
+        groups = [self._of(name) for name in self._owners] if optim.in_backward else [held] if held else []
         self.optimizers = [optimizer_for(group, optim) for group in groups]
         """One over all masters; with `optim.in_backward` one for each parameter, in their order."""
 
     def _views(self, name: str, tensor: Tensor) -> list[Tensor]:
+        return [view for view, _ in self._places(name, tensor)]
+
+    def _places(self, name: str, tensor: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Each box of the selected regions as this process holds it, and which rows of the box that is."""
         regions = self._regions[name]
-        return [view for region in ((None,) if regions is None else regions) for view in views(tensor, region)]
+        owner = self._owners[name]
+        return [place for region in ((None,) if regions is None else regions) for place in local_views(owner, tensor, region)]
+
+    @property
+    def live(self) -> Mapping[str, Tensor]:
+        """The parameters' own values that each master stands for, live, by the names of `values`."""
+        return dict(zip(self.values, self._live, strict=True))
 
     def _of(self, name: str) -> list[nn.Parameter]:
         return [master for key, master in self.values.items() if key.rpartition("#")[0] == name]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The selected weights as the network holds them, live, by the names of their masters."""
+        return dict(zip(self.values, self._live, strict=True))
 
     def require_grad(self) -> None:
         """Lets the selected parameters have gradients."""
@@ -79,11 +100,11 @@ class Masters:
             owner.grad = None
 
     @contextmanager
-    def stepping_in_backward(self, lr: float) -> Iterator[list[Tensor]]:
+    def stepping_in_backward(self, lr: float, pull: Callable[[str, Tensor], Tensor] | None = None) -> Iterator[list[Tensor]]:
         """Inside, a backward pass makes each parameter's step as soon as its gradient is complete, and frees the gradient.
 
         For one backward pass a step, and without clipping, which needs every gradient at once. The list that is given holds the squared
-        norm of each gradient afterwards.
+        norm of each gradient afterwards. `pull` is added to the gradient of each master, as by the method.
         """
         squares: list[Tensor] = []
 
@@ -93,9 +114,11 @@ class Masters:
             with torch.no_grad():
                 for master, grad in zip(masters, self._views(name, owner.grad), strict=True):
                     master.grad = grad.to(torch.float32, copy=True).contiguous()
-                    squares.append(master.grad.square().sum())
             owner.grad = None
             self._note_reached()
+            if pull is not None:
+                self._add(pull, [f"{name}#{number}" for number in range(len(masters))])
+            squares.extend(master.grad.square().sum() for master in masters if master.grad is not None)
             self._set_rate(optimizer, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -109,9 +132,36 @@ class Masters:
         ]
         try:
             yield squares
+            # Reached by an earlier backward pass alone, such as that of anchors with pictures beside a batch of text.
+            for (name, owner), optimizer in zip(self._owners.items(), self.optimizers, strict=True):
+                if owner.grad is not None:
+                    step(owner, name, optimizer)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def pull(self, gradient: Callable[[str, Tensor], Tensor]) -> None:
+        """Adds `gradient(name, master)` to what was collected for each master."""
+        self.note_reached()
+        self._add(gradient, self.values)
+
+    @torch.no_grad()
+    def _add(self, gradient: Callable[[str, Tensor], Tensor], keys: Iterable[str]) -> None:
+        for key in keys:
+            grad = self.values[key].grad
+            if grad is not None:
+                grad += gradient(key, self.values[key])
+
+    def note_reached(self) -> None:
+        """Notes which masters the loss has reached, before something that is no gradient of its own is added."""
+        self._note_reached()
+        self._noted = True
+
+    def forget(self) -> None:
+        """Throws away what was collected, so that the step is not made."""
+        for parameter in (*self._masters, *self._owners.values()):
+            parameter.grad = None
+        self._noted = False
 
     def _note_reached(self) -> None:
         self._unreached = {key: master for key, master in self._unreached.items() if master.grad is None or not bool(master.grad.any())}
@@ -122,22 +172,34 @@ class Masters:
             group["lr"] = lr
 
     def gradients(self) -> Iterator[Tensor]:
-        """The collected gradients, live."""
-        return (master.grad for master in self._masters if master.grad is not None)
+        """The collected gradients of parameters that this process holds whole, live; those of shards were added up on their way."""
+        return (grad for key, grad in self._grads() if key.rpartition("#")[0] not in self.sharded)
 
-    def norm(self) -> Tensor:
-        """The global norm of the collected gradient, a scalar."""
-        return nn.utils.get_total_norm([master.grad for master in self._masters if master.grad is not None])
+    def _grads(self) -> Iterator[tuple[str, Tensor]]:
+        return ((key, master.grad) for key, master in self.values.items() if master.grad is not None)
+
+    def norm(self, processes: Processes | None = None) -> Tensor:
+        """The global norm of the collected gradient, a scalar; over the shards of all processes."""
+        if not self.sharded or processes is None:
+            return nn.utils.get_total_norm([grad for _, grad in self._grads()])
+        whole = [grad.square().sum() for key, grad in self._grads() if key.rpartition("#")[0] not in self.sharded]
+        parts = [grad.square().sum() for key, grad in self._grads() if key.rpartition("#")[0] in self.sharded]
+        total = torch.stack(parts).sum()
+        processes.add_up([total])
+        return (total + sum(whole)).sqrt()
 
     def step(self, lr: float, norm: Tensor, clip: float | None) -> None:
         """One AdamW step at rate `lr` with the gradient scaled down to norm `clip`; the result is cast into the parameters."""
-        self._note_reached()
+        if not self._noted:
+            self._note_reached()
+        self._noted = False
         if clip is not None:
             nn.utils.clip_grads_with_norm_(self._masters, clip, norm)
         for optimizer in self.optimizers:
             self._set_rate(optimizer, lr)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for master in self._masters:  # those too of which this process holds nothing, and which are in no optimizer
+            master.grad = None
         self.store()
 
     @torch.no_grad()
@@ -151,29 +213,34 @@ class Masters:
         return [name for name in self._owners if name not in reached]
 
     @torch.no_grad()
-    def lost_to_rounding(self, base: Mapping[tuple[str, Region | None], Tensor]) -> float:
-        """The share of the elements that moved in fp32 whose parameter is bit for bit what it was in `base`: by parameter and region, flat.
+    def lost_to_rounding(self, base: Mapping[tuple[str, Region | None], Tensor]) -> tuple[int, int]:
+        """How many elements moved in fp32, and of how many of these the parameter is bit for bit what it was in `base`.
 
-        The rest of a training that selectune's masters keep, and that weights trained in 16 bits would lose step by step.
+        `base` has the flat values of each parameter and region. The latter moves are what selectune's masters keep, and what weights trained
+        in 16 bits would lose step by step. Of shards it counts what this process holds.
         """
         moved = lost = 0
         for name, regions in self._regions.items():
-            number = 0
+            owner, number = self._owners[name], 0
             for region in (None,) if regions is None else regions:
-                old = base[name, region]
-                at = 0
-                for view in views(self._owners[name].detach(), region):
-                    master = self.values[f"{name}#{number}"].detach()
-                    before = old[at : at + view.numel()].view(view.shape).to(view.device)
-                    changed = master != before.float()
+                old, at = base[name, region], 0
+                for box, (view, (first, stop)) in zip(
+                    boxes(tuple(owner.shape), region), local_views(owner, owner.detach(), region), strict=True
+                ):
+                    shape = tuple(len(range(*part.indices(size))) for part, size in zip(box, owner.shape, strict=True))
+                    before = old[at : at + prod(shape)].view(shape)[first:stop].to(view.device)
+                    changed = self.values[f"{name}#{number}"].detach() != before.float()
                     moved += int(changed.sum())
                     lost += int((changed & (view == before)).sum())
-                    at += view.numel()
+                    at += prod(shape)
                     number += 1
-        return lost / moved if moved else 0.0
+        return moved, lost
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and what the optimizer keeps of each, by name: `master/NAME`, `exp_avg/NAME`, …; the latter from the first step on."""
+        """Masters and what the optimizer keeps of each, by name: `master/NAME`, `exp_avg/NAME`, …; the latter from the first step on.
+
+        Of shards it is this process's part; a checkpoint of sharded masters is one file a process.
+        """
         tensors = {f"master/{key}": master.detach() for key, master in self.values.items()}
         for key, master in self.values.items():
             for part, value in self._state_of(master).items():

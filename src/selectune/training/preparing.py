@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selectune.network import is_sharded
+from selectune.records import Encoder, Picture
 from selectune.training.cut import Cut, find_layers, first_layer
 from selectune.training.features import FeatureCache, Tower, in_language
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.models import Model
     from selectune.recipe import Optim
-    from selectune.records import Encoded, Encoder, Records
+    from selectune.records import Encoded, Records
     from selectune.training.schedule import Schedule
 
 
@@ -29,11 +32,30 @@ class Samples:
     skipped: dict[str, int]
     lengths: tuple[int, ...]
 
+    def beside(self, other: Samples) -> Samples:
+        """These, then those of `other`."""
+        return Samples(kept=self.kept + other.kept, skipped={**self.skipped, **other.skipped}, lengths=self.lengths + other.lengths)
+
     def typical(self) -> list[Encoded]:
         """A few samples that show how the model behaves: short ones, with pictures and without where there are both."""
         ordered = sorted(self.kept, key=lambda sample: len(sample.input_ids))
         seeing = [sample for sample in ordered if sample.pictures][:2]
         return seeing + [sample for sample in ordered if not sample.pictures][: 4 - len(seeing)]
+
+
+class TimedEncoder(Encoder):
+    """An encoder that knows how long pictures took."""
+
+    waited = 0.0
+    """Seconds in which pictures were read, decoded and made into pixels."""
+
+    def pixels(self, *groups: Sequence[Picture]) -> dict[str, Tensor]:
+        """As `Encoder.pixels`."""
+        started = time.perf_counter()
+        try:
+            return super().pixels(*groups)
+        finally:
+            self.waited += time.perf_counter() - started
 
 
 def encode(model: Model, encoder: Encoder, records: Records, optim: Optim) -> Samples:
@@ -68,7 +90,9 @@ def find_cut(
     index = first_layer(selection)
     if index == 0:
         return None, "no: the first layer, or something before it, is trained"
-    if schedule.total * optim.batch <= len(samples.kept):
+    if any(is_sharded(parameter) for parameter in model.net.parameters()):
+        return None, "no: the model is sharded, and processes would fill in different samples"
+    if not schedule.repeats:
         return None, "no: every sample is seen once"
     layers = find_layers(model, index)
     if layers is None:

@@ -7,8 +7,9 @@ pictures, and nothing but the selection's gradients travels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,17 +18,21 @@ if TYPE_CHECKING:
     from selectune.models import Model
 
 
+Found = TypeVar("Found")
+
+
 class Processes:
     """This process among the others; alone, everything here does nothing."""
 
     def __init__(self, model: Model) -> None:
         """Joins the group that the environment names (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`), if it names one."""
-        from accelerate import PartialState
-
-        state = PartialState(cpu=model.device.type == "cpu")
-        self.count: int = state.num_processes
-        self.index: int = state.process_index
+        self.count, self.index = 1, 0
         self._device = model.device
+        if torch.distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=model.device.type == "cpu")
+            self.count, self.index = state.num_processes, state.process_index
 
     @property
     def is_first(self) -> bool:
@@ -36,10 +41,12 @@ class Processes:
 
     def share(self, indices: Sequence[int], lengths: Sequence[int]) -> list[int]:
         """This process's part of a batch: of the samples in order of length every n-th, so that all have about the same work."""
+        return self._share(indices, lengths, self.index)
+
+    def _share(self, indices: Sequence[int], lengths: Sequence[int], index: int) -> list[int]:
         if self.count == 1:
             return list(indices)
-        ordered = sorted(indices, key=lambda index: (lengths[index], index))
-        return ordered[self.index :: self.count]
+        return sorted(indices, key=lambda sample: (lengths[sample], sample))[index :: self.count]
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replaces each tensor by its sum over all processes, in place."""
@@ -57,6 +64,26 @@ class Processes:
         votes = torch.tensor([float(flag)], device=self._device)
         self.add_up([votes])
         return bool(votes.item())
+
+    def everywhere(self, names: Sequence[str]) -> set[str]:
+        """The names that every process gives."""
+        if self.count == 1:
+            return set(names)
+        given: list[list[str]] = [[] for _ in range(self.count)]
+        torch.distributed.all_gather_object(given, list(names))
+        return set(given[0]).intersection(*given[1:])
+
+    def most(self, indices: Sequence[int], lengths: Sequence[int], count: Callable[[list[int]], int]) -> int:
+        """The largest count that the share of any process gives."""
+        return max(count(self._share(indices, lengths, index)) for index in range(self.count))
+
+    def merged(self, found: Mapping[int, Found]) -> dict[int, Found]:
+        """What all processes found, together."""
+        if self.count == 1:
+            return dict(found)
+        given: list[dict[int, Found]] = [{} for _ in range(self.count)]
+        torch.distributed.all_gather_object(given, dict(found))
+        return {key: value for part in given for key, value in part.items()}
 
     def wait(self) -> None:
         """Returns when every process has come here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ class Schedule:
     n: int
     optim: Optim
     seed: int
+    replayed: Fraction = Fraction(0)
+    """The share of everything drawn that comes from `pools`, in place of one of the `n`."""
+    pools: tuple[int, ...] = ()
+    """How many samples there are to replay, source by source; their indices come after the `n`."""
 
     @property
     def total(self) -> int:
@@ -30,10 +35,18 @@ class Schedule:
 
     @property
     def _wanted(self) -> int:
-        """Samples drawn in all, repeats counted."""
+        """Samples drawn in all, repeats and replays counted."""
         if self.optim.max_steps:
             return self.optim.max_steps * self.optim.batch
-        return max(1, math.ceil(self.n * self.optim.epochs))
+        new = max(1, math.ceil(self.n * self.optim.epochs))
+        if not self.pools:
+            return new
+        # The smallest count that holds so many new ones: of d samples ceil(d * (1 - share)) are new.
+        return math.floor((new - 1) / (1 - self.replayed)) + 1
+
+    def _replays(self, drawn: int) -> int:
+        """How many of the first `drawn` samples are replayed."""
+        return math.floor(self.replayed * drawn) if self.pools else 0
 
     @property
     def warmup(self) -> int:
@@ -55,18 +68,45 @@ class Schedule:
         return self.optim.lr * (1.0 - share if self.optim.schedule == "linear" else 1.0)
 
     def batch(self, step: int) -> list[int]:
-        """Indices of the samples of step 1, 2, …: the next ones of a shuffled epoch, a new order for each epoch; lengths play no part."""
+        """Indices of the samples of step 1, 2, …: the next ones of a shuffled epoch, a new order for each epoch; lengths play no part.
+
+        Replays come last, from one source after the other in turn; each source has epochs of its own.
+        """
         first = (step - 1) * self.optim.batch
-        places = range(first, min(first + self.optim.batch, self._wanted))
-        return [_order(self.n, self.seed, place // self.n)[place % self.n] for place in places]
+        last = min(first + self.optim.batch, self._wanted)
+        before, after = self._replays(first), self._replays(last)
+        new = draw(self.n, first - before, last - first - (after - before), seed=self.seed)
+        return new + [self._replay(place) for place in range(before, after)]
+
+    def _replay(self, place: int) -> int:
+        pool, at = place % len(self.pools), place // len(self.pools)
+        (drawn,) = draw(self.pools[pool], at, 1, seed=self.seed, stream=pool + 1)
+        return self.n + sum(self.pools[:pool]) + drawn
+
+    def replays(self) -> tuple[int, ...]:
+        """How often each source is drawn from over all steps."""
+        drawn, sources = self._replays(self._wanted), len(self.pools)
+        return tuple(len(range(pool, drawn, sources)) for pool in range(sources))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether any sample is drawn twice."""
+        replays = self.replays()
+        new = self._wanted - sum(replays)
+        return new > self.n or any(count > size for count, size in zip(replays, self.pools, strict=True))
 
 
-@lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
+def draw(n: int, first: int, count: int, *, seed: int, stream: int = 0) -> list[int]:
+    """`count` indices from place `first` on in an endless row of shuffled epochs over `n`; other streams of a seed have other orders."""
+    return [_order(n, seed, place // n, stream)[place % n] for place in range(first, first + count)]
+
+
+@lru_cache(maxsize=64)
+def _order(n: int, seed: int, epoch: int, stream: int) -> tuple[int, ...]:
     import numpy as np
 
     # A generator of its own: the global random state belongs to the user. PCG64 streams are the same on every machine.
-    return tuple(np.random.default_rng([seed, epoch]).permutation(n).tolist())
+    return tuple(np.random.default_rng([seed, epoch, stream] if stream else [seed, epoch]).permutation(n).tolist())
 
 
 def micro_batches(indices: Sequence[int], lengths: Sequence[int], size: int | None) -> list[list[int]]:

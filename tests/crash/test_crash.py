@@ -1,0 +1,30 @@
+"""A run that is killed at fifty random points, told to stop, and left without room comes out as one that nobody touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "kill_and_resume.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forks")
+def test_a_run_killed_at_fifty_random_points_is_the_run_that_nobody_touched(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(SCRIPT), str(tmp_path / "crash"), "--kills", "50"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    print(done.stdout)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] == len(found["points"]) == 50
+    assert found["sigterm"] >= 5
+    assert found["disks"]["quota"] == 3
+    if os.getuid() == 0 and found["disks"]["disk"]:
+        assert found["disks"]["read-only at once"] >= 1
+    assert len(found["refused"]) == 2
