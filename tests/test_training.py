@@ -143,6 +143,23 @@ def test_features_are_not_cached_where_they_may_change(patterns: tuple[str, ...]
     assert training.reasons["features"].startswith(reason)
 
 
+def test_the_last_layer_computes_what_labels_need() -> None:
+    model = tiny_model("llama")
+    seen: dict[str, list[int]] = {}
+    for path in ("model.layers.0.mlp", "model.layers.1.mlp", "model.layers.1.self_attn.o_proj"):
+        rows = seen.setdefault(path, [])
+        model.net.get_submodule(path).register_forward_hook(
+            lambda _module, inputs, _output, rows=rows: rows.append(inputs[0].shape[:-1].numel())
+        )
+    records = examples(4, pictures=False)
+    done = train(model, attention(model), records, optim(max_steps=1, batch=4))
+    assert done.reasons["late"].startswith("yes")
+    labels = done.steps[0].tokens
+    assert seen["model.layers.1.mlp"][-1] == seen["model.layers.1.self_attn.o_proj"][-1] == labels
+    assert seen["model.layers.0.mlp"][-1] > labels
+    assert not any(module._forward_pre_hooks for module in model.net.modules()), "nothing is left behind"
+
+
 def test_a_picture_after_the_last_answer_keeps_its_place() -> None:
     model = tiny_model()
     asked = [record(f"q{i}", "What is it?", "seven", shade=i) for i in range(4)]

@@ -50,7 +50,7 @@ def test_lower_layers_and_pictures_are_seen_once() -> None:
     upper = _counted(model, "model.language_model.layers.1.self_attn.q_proj")
     cache = FeatureCache()
     train(model, model.map.select(UPPER), examples(12), LONG, session=Session(features=cache))
-    settled = 3 * 2  # two samples with pixels, with features, at the head
+    settled = 4 * 2  # two samples with pixels, with features, at the head, in the last layer
     assert sum(lower) == 12 + settled
     assert sum(upper) > 9 * 4
     assert cache.misses == 12, "no picture is encoded again"

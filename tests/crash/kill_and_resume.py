@@ -169,9 +169,9 @@ class Place:
         hidden = [str(one) for one in self.path.rglob(".*")]
         assert not hidden, hidden
         assert sorted(one.name for one in (self.path / "runs").iterdir()) == ["measurements", path.name]
-        assert sorted(one.name for one in path.iterdir()) == sorted(
-            ["events.jsonl", "inputs.json", "recipe.yaml", "report.html", "result.json", "run.json", "samples", "stages"]
-        )
+        there = {one.name for one in path.iterdir()}
+        due = {"events.jsonl", "inputs.json", "recipe.yaml", "report.html", "result.json", "run.json", "samples", "stages"}
+        assert there == due, there ^ due
         events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
         steps = {(event["stage"], event["n"]): (event["loss"], event["grad_norm"]) for event in events if event["event"] == "step"}
         return {

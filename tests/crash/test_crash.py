@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,15 @@ SCRIPT = Path(__file__).parent / "kill_and_resume.py"
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forks")
-def test_a_run_killed_at_fifty_random_points_is_the_run_that_nobody_touched(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", str(SCRIPT), str(tmp_path / "crash"), "--kills", "50"]
+def test_a_run_killed_at_fifty_random_points_is_the_run_that_nobody_touched() -> None:
+    # Not pytest's own folder: one that a user who is not root can look into.
+    with tempfile.TemporaryDirectory(prefix="selectune-crash-") as folder:
+        Path(folder).chmod(0o755)
+        kill_and_resume(Path(folder) / "crash")
+
+
+def kill_and_resume(folder: Path) -> None:
+    command = [sys.executable, "-W", "error", str(SCRIPT), str(folder), "--kills", "50"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     print(done.stdout)

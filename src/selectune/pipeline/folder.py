@@ -104,7 +104,8 @@ class Folder:
         write_whole(self.path / "recipe.yaml", f"# Resolved by selectune; every path is absolute.\n{dump_recipe(recipe)}")
 
     def mend(self) -> None:
-        """Removes what a crash left unfinished: files that begin with a dot, and the last line of the events if it has no end.
+        """Removes what a crash left: files that begin with a dot, the last line of the events if it has no end, and checkpoints of stages
+        that are finished.
 
         For the one process that holds the run (`held`).
         """
@@ -115,6 +116,9 @@ class Folder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob("*"):
+            if (self.path / "stages" / f"{path.name}.json").is_file():
+                shutil.rmtree(self.checkpoints)
         events = self.path / "events.jsonl"
         if events.is_file():
             data = events.read_bytes()

@@ -83,7 +83,8 @@ def _go(document: RunDocument, path: Path, progress: Progress) -> list[RunResult
     loaded = Loaded(progress)
     try:
         with held(path), _terminable():
-            Folder(path).mend()
+            for folder in document.recipes:
+                Folder(path / folder).mend()
             sweep(path.parent / MEASUREMENTS)
             registry = Registry.open(document.registry, create=True)
             results = [_one(Folder(path / folder), registry, loaded, path.parent / MEASUREMENTS) for folder in document.recipes]

@@ -77,8 +77,10 @@ class Replay(Part):
 
 
 class Anchors(Part):
-    """Prompts without answers on which the model must go on as before: the loss gains ``weight * KL(teacher || student)``, the mean over
-    their positions."""
+    """Prompts without answers, on which the model must go on as before.
+
+    The loss gains ``weight * KL(teacher || student)``, the mean over the prompts' positions.
+    """
 
     data: Data
     """Questions; what an assistant says to them is not read."""
@@ -98,10 +100,15 @@ class Keep(Part):
     """What holds old skills while a new one is taught. Each is off until it is named; any may stand beside any other."""
 
     distill: Distill | None = None
+    """The answers' words stay as likely as they were."""
     l2sp: L2SP | None = None
+    """The selection stays near where it was."""
     ewc: EWC | None = None
+    """The same, each element as near as old records need it."""
     replay: Replay | None = None
+    """A share of what is drawn is from earlier skills."""
     anchors: Anchors | None = None
+    """On these prompts the model goes on as before."""
 
     def merged(self, other: Keep | None) -> Keep:
         """This, with the fields that `other` sets in so many words; null takes one away."""

@@ -1,6 +1,6 @@
 """From samples to losses, on the shortest way that gives the same numbers.
 
-Three shortcuts, each taken only after this very model has shown that it gives the same result on its first samples, else left with the
+Four shortcuts, each taken only after this very model has shown that it gives the same result on its first samples, else left with the
 reason:
 
 * `features`: a frozen vision tower's output is kept and handed in, in place of pixels;
@@ -8,6 +8,7 @@ reason:
 and nearly all of its memory. The rows are picked at the head's own door, so whatever the model does after it (scale, soft cap) stays the
 model's business.
 
+* `late`: so do the last layer's MLP and its attention's output matrix, after which positions no longer meet;
 * `cut`: what enters the first trained layer is kept, and a pass begins there (`training.cut`).
 
 A further one, `compile`, is taken only where the recipe asks for it.
@@ -16,9 +17,11 @@ A further one, `compile`, is taken only where the recipe asks for it.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os.path import commonpath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selectune.errors import ModelError
+from selectune.network import walk
 from selectune.training.features import Tower, inject
 from selectune.training.kernels import SHORT, CompiledLayers
 from selectune.training.losses import cross_entropy
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 REFUSALS = (ModelError, TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 """What a model that does not know a shortcut is seen to raise; the reason is kept, and the plain way is taken."""
+_ROLE = re.compile(r"language\.layers\.(\d+)\.(mlp\.up|mlp\.down|attn\.o|.+)")
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Largest relative difference (2-norm) between the logits of two ways that counts as the same; 16-bit dtypes get 2e-2."""
 
@@ -80,6 +85,8 @@ class Forward:
         self._tower = tower
         self._cut = cut
         self._sparse = False
+        self._late: tuple[nn.Module, ...] = ()
+        self._last = _last_modules(model)
         self._head: nn.Module | None = model.net.get_output_embeddings()
         self._pad = model.tokenizer.pad_token_id or 0
         image = getattr(model.net.config, "image_token_id", None)
@@ -156,6 +163,8 @@ class Forward:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._compiled is not None:
                 stack.enter_context(self._compiled.used())
+            for module in self._late:
+                stack.enter_context(_scattered(module, batch.where))
             if batch.states:
                 assert self._cut is not None
                 stack.enter_context(self._cut.entered(batch.states, batch.inputs["input_ids"].shape[1]))
@@ -188,6 +197,8 @@ class Forward:
         if tower is not None:
             self._settle_features(samples, tower, expected)
         self._settle_head(samples, expected)
+        if self._sparse:
+            self._settle_late(samples, expected)
         if cut is not None:
             self._settle_cut(samples, cut, expected)
         if compile_layers:
@@ -215,6 +226,21 @@ class Forward:
             self.reasons["head"] = f"no: {type(error).__name__}: {str(error)[:200]}"
         self._sparse = self.reasons["head"].startswith("yes")
 
+    def _settle_late(self, samples: Sequence[Encoded], expected: Tensor) -> None:
+        if not self._last:
+            self.reasons["late"] = "no: the last layer has no dense MLP"
+            return
+        try:
+            self._late = self._last
+            batch = self.batch(samples)
+            with self.kernels(batch):
+                found = self._labelled_logits(batch)
+            self.reasons["late"] = _verdict(found, expected, _tolerance(expected))
+        except REFUSALS as error:
+            self.reasons["late"] = f"no: {type(error).__name__}: {str(error)[:200]}"
+        if self.reasons["late"].startswith("no"):
+            self._late = ()
+
     def _settle_cut(self, samples: Sequence[Encoded], cut: Cut, expected: Tensor) -> None:
         try:
             self._cut = cut
@@ -229,7 +255,8 @@ class Forward:
 
     def _settle_compiled(self, samples: Sequence[Encoded], expected: Tensor) -> None:
         """Unlike the other shortcuts this one was asked for, so a model that cannot have it is an error and no reason."""
-        self._compiled = CompiledLayers(self._net)
+        # The last layer computes fewer positions in parts of it; compiled code of the others does not know that.
+        self._compiled = CompiledLayers(self._net, plain=self._late)
         batch = self.batch(samples)
         try:
             # With gradients, as every step has them: else a second version would be compiled for nothing.
@@ -259,6 +286,43 @@ def _only(head: nn.Module, where: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _scattered(module: nn.Module, where: Tensor) -> Iterator[None]:
+    """Inside, the module computes the positions `where` of (rows, length, width) alone, and gives zeros for the others."""
+    shapes: list[torch.Size] = []
+
+    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes.append(args[0].shape)
+        return (args[0].flatten(0, 1)[where].unsqueeze(0), *args[1:])
+
+    def spread(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        rows, length, _ = shapes.pop()
+        whole = output.new_zeros((rows * length, output.shape[-1]))
+        return whole.index_copy(0, where, output.squeeze(0)).view(rows, length, -1)
+
+    handles = [module.register_forward_pre_hook(pick), module.register_forward_hook(spread)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_modules(model: Model) -> tuple[nn.Module, ...]:
+    """The last layer's MLP and its attention's output matrix, where the language tower has them there; else nothing."""
+    roles: dict[int, dict[str, str]] = {}
+    for component in model.map.components:
+        match = _ROLE.fullmatch(component.name)
+        if match is not None:
+            roles.setdefault(int(match[1]), {})[match[2]] = component.parameter.rpartition(".")[0]
+    last = roles.get(max(roles, default=0), {})
+    if not {"mlp.up", "mlp.down", "attn.o"} <= last.keys():
+        return ()
+    mlp = commonpath([last["mlp.up"].replace(".", "/"), last["mlp.down"].replace(".", "/")]).replace("/", ".")
+    modules = {place.path: place.module for place in walk(model.net)}
+    return modules[mlp], modules[last["attn.o"]]
 
 
 def _tolerance(logits: Tensor) -> float:

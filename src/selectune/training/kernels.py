@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +23,17 @@ embedded model's logits were then 3.6e-2 from those of an fp32 model, in place o
 class CompiledLayers:
     """The language tower's layers as torch.compile makes them: one layer's code, used by all of its kind, for any length of batch."""
 
-    def __init__(self, net: Any) -> None:
-        """Compiles nothing yet; torch does, when the layers are first used. Raises ModelError for a model without such layers."""
+    def __init__(self, net: Any, *, plain: Sequence[nn.Module] = ()) -> None:
+        """Compiles nothing yet; torch does, when the layers are first used. A layer with a module of `plain` in it stays as it is.
+
+        Raises ModelError for a model without such layers.
+        """
         # The decoder's own layers: a vision tower's have other lengths and masks.
         layers: list[nn.Module] = [layer for layer in net.get_decoder().modules() if isinstance(layer, GradientCheckpointingLayer)]
         if not layers:
             raise ModelError(f"{type(net).__name__} has no layers that transformers marks as such", then="Set optim.compile to false.")
         # torch makes code for the first shape it meets and general code at the second; asked for general code at once it was 15 % slower.
-        self._forwards = {layer: torch.compile(layer.forward) for layer in layers}
+        self._forwards = {layer: torch.compile(layer.forward) for layer in layers if not _holds(layer, plain)}
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -42,3 +45,7 @@ class CompiledLayers:
         finally:
             for layer in self._forwards:
                 del layer.forward
+
+
+def _holds(layer: nn.Module, modules: Sequence[nn.Module]) -> bool:
+    return any(module is one for module in layer.modules() for one in modules)
