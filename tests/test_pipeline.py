@@ -14,6 +14,7 @@ import evaluation_fixtures as tiny
 from pipeline_fixtures import jsonl, question, save_model, write_recipe
 from selectune.errors import DataError, InputError, ModelError, NoMatch, ResumeError, Stopped
 from selectune.evaluation import Measurement
+from selectune.models import assemble
 from selectune.pipeline import compare, load_any, map_any, plan, resume, run, run_all, save_full
 from selectune.pipeline.progress import Silent
 from selectune.recipe import Recipe, read_recipe
@@ -249,6 +250,32 @@ def test_an_adapter_is_kept_in_its_own_form_and_its_update_is_an_exact_one(tmp_p
     assert load_any(result.updates[1].id, url).id == result.updates[1].child
     for phase in result.phases:
         assert phase.steps[-1].loss < phase.steps[0].loss
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_updates_made_beside_a_quantised_base_are_the_originals(tmp_path: Path) -> None:
+    import torch
+
+    made = tiny.llama()
+    config = made.net.config
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16  # what bitsandbytes multiplies on a CPU
+    torch.manual_seed(0)
+    base = assemble("tiny", type(made.net)(config).to(torch.bfloat16), made.processor)
+    folder = save_model(base, tmp_path / "model")
+    url = str(tmp_path / "registry")
+    plain, small = (
+        read_recipe(write_recipe(tmp_path, folder), [f"name={name}", f"quantise={kind}", "optim.lr=0.02"])
+        for name, kind in (("plain", "null"), ("small", "int8"))
+    )
+    results = run_all([small, plain], registry=url, out=tmp_path / "runs", name="both")
+    first, second = results[0].updates
+    assert (first.base, second.parent) == (base.id, first.id)
+    assert load_any(second.id, url).id == second.child
+    assert any("beside a base in int8" in note for note in results[0].notes)
+    assert not any("beside a base" in note for note in results[1].notes)
+    assert results[1].updates[0].base == base.id, "the next recipe has the model as it came"
+    Registry.open(url).verify().demand()
 
 
 def test_an_update_is_a_model_by_its_id_and_by_its_name(finished: tuple[RunResult, Path, Recipe]) -> None:

@@ -10,6 +10,7 @@ from selectune.components.spectra import choose_by
 from selectune.errors import DataError
 from selectune.evaluation import Suite, Task
 from selectune.pipeline.keeping import read_kept
+from selectune.quantising import quantise
 from selectune.recipe import Data, Recipe
 from selectune.records import leakage, read_records
 from selectune.reporting.result import TaskInfo
@@ -17,6 +18,7 @@ from selectune.reporting.result import TaskInfo
 if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.components.spectra import Choice
+    from selectune.hashing import Manifest
     from selectune.models import Model
     from selectune.pipeline.keeping import Kept
     from selectune.records import Records
@@ -54,6 +56,8 @@ class Prepared:
     selection: Selection
     recovery: Selection | None
     examples: Examples
+    origin: Manifest | None = None
+    """With `quantise`: what the model was before."""
     choice: Choice | None = None
     """What `choose` measured, where this was done now."""
 
@@ -72,9 +76,15 @@ def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
     if recipe.recovery is not None:
         patterns = recipe.recovery.select or patterns
         recovery = model.map.select(patterns, tie=recipe.tie, where=f"recipe {recipe.name}: recovery.select")
+    origin = None
+    if recipe.quantise is not None:
+        origin = model.manifest
+        model = quantise(model, [one for one in (selection, recovery) if one is not None], recipe.quantise)
+        told = f"trained and measured beside a base in {recipe.quantise}; every update is exact against the original, {origin.id[:12]}"
+        examples = replace(examples, notes=(*examples.notes, told))
     if choice is not None:
         examples = replace(examples, notes=(*examples.notes, f"choose took {choice.about}"))
-    return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples, choice=choice)
+    return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples, origin=origin, choice=choice)
 
 
 def _chosen(recipe: Recipe, model: Model) -> tuple[Recipe, Choice | None]:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from selectune.components.proof import forecast
-from selectune.delta import applied
+from selectune.delta import applied, onto
 from selectune.delta.files import sweep
 from selectune.errors import Alarmed, Stopped, StorageError
 from selectune.pipeline.assembling import assemble
@@ -130,12 +130,18 @@ class Loaded:
             self.seconds = time.monotonic() - started
         return self._model
 
+    def forget(self) -> None:
+        """Lets the model go: it was quantised in place, and the next recipe may want it as it came."""
+        self._model = None
+
 
 def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path) -> RunResult:
     """One recipe of a run. The model is what it was, afterwards."""
     started = time.monotonic()
     recipe = folder.recipe()
     prepared = prepare(recipe, loaded)
+    if prepared.origin is not None:
+        loaded.forget()
     if prepared.choice is not None:
         recipe = prepared.recipe
         folder.write_recipe(recipe)
@@ -185,7 +191,9 @@ def _stages(bench: Bench, measurements: Path) -> list[Stage]:
             stage = teach(bench, model, lesson, stages)
             stages.append(stage)
             if stage.document.update is not None:
-                model = taught.enter_context(applied(model, registry.delta(stage.document.update.id)))
+                delta = registry.delta(stage.document.update.id)
+                delta = delta if prepared.origin is None else onto(delta, model.manifest)
+                model = taught.enter_context(applied(model, delta))
             failed = stage.document.verdict is not None and stage.document.verdict.verdict == "failed"
             if failed and prepared.recipe.on_failure == "stop":
                 progress.say(f"{lesson.name}: the gate failed, and the recipe says on_failure: stop")

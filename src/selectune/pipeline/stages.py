@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selectune import gates
-from selectune.delta import applied
+from selectune.delta import applied, onto
 from selectune.errors import Alarmed, Stopped
 from selectune.evaluation import Measurement, Suite, evaluate
 from selectune.hashing import digest
@@ -26,6 +26,7 @@ from selectune.training.watching import sentences
 
 if TYPE_CHECKING:
     from selectune.components import Selection
+    from selectune.hashing import Manifest
     from selectune.models import Model
     from selectune.probes import NumberReading
     from selectune.recipe import Data, Optim
@@ -152,7 +153,8 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     if training.adapter is not None:
         training.adapter.save(bench.folder.path / "adapters" / lesson.name)
     try:
-        training.delta.save(file)
+        delta = training.delta if bench.prepared.origin is None else onto(training.delta, _original(bench.prepared.origin, model))
+        delta.save(file)
         with applied(model, training.delta) as child:
             document, measurement = _measured(bench, child, lesson.name, past[0].measurement)
         verdict = _verdict(bench, lesson, measurement, past)
@@ -165,7 +167,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
                 "alarms": sentences(training.alarms),
             }
         )
-        made = Made(document=document, delta=training.delta, file=file, parent=past[-1].document.update)
+        made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update)
         update = record_update(bench.registry, bench.prepared, made)
     finally:
         file.unlink(missing_ok=True)
@@ -176,6 +178,12 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     bench.trackers.log("scores", {task: measurement.score(task) for task in measurement.tasks}, done + len(phase.steps))
     bench.progress.say(f"{lesson.name}: update {update.id[:12]}, {said}")
     return Stage(document=document, measurement=measurement)
+
+
+def _original(origin: Manifest, model: Model) -> Manifest:
+    """What the original would be after the updates so far: they lie in tensors that were not quantised, so these have its very bits."""
+    plain = {component.parameter for component in model.map.components if component.quantised is None}
+    return origin.replace({name: entry for name, entry in model.manifest.items() if name in plain})
 
 
 def _base_key(prepared: Prepared) -> str:

@@ -240,6 +240,9 @@ class Recipe(Part):
     name: Named
     model: str = Field(default="embedded", min_length=1)
     """A folder, a hub id that is on this disk already, or ``embedded``."""
+    quantise: Literal["int8", "nf4"] | None = None
+    """Train and measure beside a base whose frozen linear layers are in 8 or 4 bits (bitsandbytes), for memory; updates are exact against the
+    original all the same."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     choose: Choose | None = None
     """Components by a number of theirs, in place of `select` or beside it: ``{by: kappa, share: 0.25, within: language-layers}``."""
