@@ -12,6 +12,7 @@ from torch import nn
 
 from conftest import tiny_model
 from delta_fixtures import model_of, quick_disk
+from evaluation_fixtures import llava, picture
 from selectune.components import Selection, map_model, views
 from selectune.delta import Delta, apply, capture, revert
 from selectune.errors import DeltaError, InputError, SelectionViolated
@@ -315,4 +316,62 @@ def test_trl_sft_trainer_trains_the_selection_alone(tmp_path: Path) -> None:
             train_dataset=Dataset.from_list(rows),
             processing_class=_tokenizer(),
         ).train()
+    _check(net, captured.delta, before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # trainers have many a remark on a tiny model
+def test_trl_sft_trainer_trains_the_selection_of_a_model_that_sees(tmp_path: Path) -> None:
+    from datasets import Dataset, Image
+    from trl import SFTConfig, SFTTrainer
+
+    made = llava()
+    net: Any = made.net
+    before = {name: tensor.detach().clone() for name, tensor in state(net).items()}
+    rows = [
+        {
+            "images": [{"bytes": picture(number).data, "path": None}],
+            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}],
+            "completion": [{"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}],
+        }
+        for number in range(6)
+    ]
+    data = Dataset.from_list(rows).cast_column("images", [Image()])
+    selection = made.map.select(("language.layers.*.attn.{q,v}", "projector"))
+    with capture(net, selection) as captured:
+        SFTTrainer(
+            model=net,
+            args=SFTConfig(**_settings(tmp_path), max_length=None, bf16=False, activation_checkpointing=False),
+            train_dataset=data,
+            processing_class=made.processor,
+        ).train()
+    assert set(_moved(net, before)) == set(selection.parameters) == set(captured.delta.tensors)
+    assert captured.delta.child == manifest(net).id
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_the_selection_alone(tmp_path: Path) -> None:
+    import pytorch_lightning as lightning
+
+    net = _phi()
+    before = {name: tensor.detach().clone() for name, tensor in state(net).items()}
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            return self.net(input_ids=batch, labels=batch).loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.5)
+
+    rows = torch.stack([torch.arange(5 + number, 13 + number) for number in range(6)])
+    with capture(net, _select(net)) as captured:
+        trainer = lightning.Trainer(
+            max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
+        )
+        trainer.fit(Module(), torch.utils.data.DataLoader(rows, batch_size=2))
     _check(net, captured.delta, before)

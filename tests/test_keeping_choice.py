@@ -156,6 +156,7 @@ def test_a_recipe_chooses_in_place_of_select_or_beside_it() -> None:
     assert "select: needs" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_chose_into_its_recipe(tmp_path: Path) -> None:
     model = save_model(tiny.llama(), tmp_path / "model")
     path = write_recipe(tmp_path, model, select=["language.norm"], choose={"by": "kappa", "share": 0.3, "within": ["attention", "mlp"]})

@@ -84,6 +84,7 @@ def test_each_stage_replays_the_skills_before_it(tmp_path: Path, llama: Path) ->
     assert told["dogs"].base.manifest.id == prepared.model.id
 
 
+@pytest.mark.slow
 def test_a_run_with_every_part_of_keep_reports_each_and_goes_on_after_a_stop(tmp_path: Path, llama: Path) -> None:
     recipe = read_recipe(written(tmp_path, llama))
     registry = str(tmp_path / "registry")

@@ -320,3 +320,89 @@ def test_a_comparison_pairs_samples(finished: tuple[RunResult, Path, Recipe]) ->
     assert (rows["cats"].value, rows["cats"].low, rows["cats"].n) == (difference.value, difference.low, difference.n)
     assert [row.value for row in compare(before, before)] == [0.0] * 4
     assert not any(row.worse for row in compare(before, before))
+
+
+def begun(folder: Path, llama: Path, **changes: object) -> Path:
+    """A run of two skills that was stopped in the second one's training, with three checkpoints of it on the disk."""
+    optim = {"lr": 0.05, "batch": 8, "max_steps": 6, "warmup": 0.0, "save_every": 1, "keep_checkpoints": 3}
+    recipe = read_recipe(write_recipe(folder, llama, **{"optim": optim, **changes}))
+    with pytest.raises(Stopped) as stopped:
+        run(recipe, registry=str(folder / "registry"), out=folder / "runs", progress=Interrupts("Teaching dogs", 4, signal.SIGTERM))
+    return Path(str(stopped.value).rsplit("selectune run ", 1)[1])
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_stops_a_run_until_somebody_decides(tmp_path: Path, llama: Path) -> None:
+    path = begun(tmp_path, llama)
+    newest = path / "checkpoints" / "dogs" / "checkpoint-00000004.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(ResumeError, match=r"00000004\.safetensors: .*checkpoint-00000003\.safetensors beside it, after step 3, is whole: delete"):
+        resume(path)
+    newest.unlink()
+    (result,) = resume(path)
+    assert [len(phase.steps) for phase in result.phases] == [6, 6]
+
+
+@pytest.mark.slow
+def test_what_a_crash_left_is_gone_when_a_run_goes_on(tmp_path: Path, llama: Path) -> None:
+    path = begun(tmp_path, llama, probe={"quick_every": 2, "quick_n": 2})
+    with (path / "events.jsonl").open("a") as events:
+        events.write('{"at": "2026-11-24T10:15:00Z", "event": "qui')
+    for place in (path, path / "samples", path / "stages", path / "checkpoints" / "dogs"):
+        (place / ".partial-01234567-1-0123").write_bytes(b"half")
+    (path / ".dogs.delta").write_bytes(b"half")
+    shutil.copytree(path / "checkpoints" / "dogs", path / "checkpoints" / "cats")
+    (result,) = resume(path)
+    lines = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    assert [line["n"] for line in lines if line["event"] == "step" and line["stage"] == "dogs"] == [1, 2, 3, 4, 5, 6]
+    assert [point.step for point in result.phases[1].quick] == [2, 4, 6]
+    assert not list(path.rglob(".*"))
+    assert not (path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_what_it_was_begun_with_and_nothing_else(tmp_path: Path, llama: Path) -> None:
+    path = begun(tmp_path, llama)
+    records, kept = tmp_path / "cats-train.jsonl", (tmp_path / "cats-train.jsonl").read_text()
+    records.write_text(kept.replace("a cat", "a dog", 1))
+    with pytest.raises(ResumeError, match=r"was begun with something else: records of cats was [0-9a-f]{12}, is [0-9a-f]{12}\. Put back"):
+        resume(path)
+    records.write_text(kept)
+    recipe = (path / "recipe.yaml").read_text()
+    (path / "recipe.yaml").write_text(recipe.replace("lr: 0.05", "lr: 0.04"))
+    with pytest.raises(ResumeError, match="begun with something else: recipe was"):
+        resume(path)
+    (path / "recipe.yaml").write_text(recipe)
+    assert len(resume(path)[0].updates) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path, llama: Path) -> None:
+    from selectune.pipeline.folder import held
+
+    path = begun(tmp_path, llama)
+    with held(path), pytest.raises(ResumeError, match="another process is working on this run. Wait for that one, or stop it first"):
+        resume(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "override", "words"),
+    [
+        ([question(1, "")], "optim.batch=1", r'record "r1".*assistant turn 1 is empty\. Give every assistant turn words'),
+        ([question(n, "a cat") for n in range(3)], "optim.batch=8", r"3 records are fewer than one batch of 8\. Set optim\.batch to at most 3"),
+        ([question(n, "a cat") for n in range(8)], "select=[attention, '!attention']", r"nothing is left of attention, !attention"),
+    ],
+    ids=["no word of an assistant", "fewer than a batch", "an empty selection"],
+)
+def test_bad_input_is_one_error_and_teaches_nothing(
+    rows: list[dict[str, object]], override: str, words: str, tmp_path: Path, llama: Path
+) -> None:
+    path = write_recipe(tmp_path, llama)
+    jsonl(tmp_path / "cats-train.jsonl", rows)
+    with pytest.raises(InputError, match=words):
+        run(read_recipe(path, [override]), registry=str(tmp_path / "registry"), out=tmp_path / "runs")
+    assert Registry.open(str(tmp_path / "registry")).log() == []
+    assert not list(tmp_path.rglob(".*"))
+    assert not list(tmp_path.rglob("checkpoint-*"))

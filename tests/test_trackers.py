@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -117,7 +116,7 @@ def test_wandb_writes_here_and_sends_nothing(tmp_path: Path, llama: Path) -> Non
     _, path = interrupted_and_finished(recipe_for("wandb", tmp_path, llama), tmp_path)
     files = list((path / "trackers").rglob("*.wandb"))
     assert files
-    assert all(f"offline-run-" in file.parent.name and file.parent.name.endswith(path.name) for file in files)
+    assert all("offline-run-" in file.parent.name and file.parent.name.endswith(path.name) for file in files)
     data = b"".join(file.read_bytes() for file in files)
     assert b"cats/loss" in data
     assert b"dogs/loss" in data
@@ -173,8 +172,3 @@ def test_only_finite_numbers_are_logged() -> None:
     trackers.log("cats", {"loss": math.nan, "n": 3, "name": "x", "score": None, "flag": True}, 7)
     trackers.log("cats", {"loss": math.inf}, 8)
     assert told == [({"cats/n": 3.0}, 7)]
-
-
-def test_the_trackers_are_acceleratess_own() -> None:
-    trackers = importlib.import_module("accelerate.tracking")
-    assert set(PACKAGES) <= {str(name.value) for name in trackers.LOGGER_TYPE_TO_CLASS} | set(trackers.LOGGER_TYPE_TO_CLASS)

@@ -23,7 +23,8 @@
     │   ├── Diverged (ArithmeticError)  the loss is not a finite number
     │   ├── Alarmed (RuntimeError)      a rule of `watch` stopped a training
     │   └── VerifyFailed                the registry is not what its hashes say
-    └── Stopped                         a signal; the state was written                  exit code 130
+    ├── Stopped                         a signal; the state was written                  exit code 130
+    └── ProcessLost (RuntimeError)      another process of a training is gone            exit code 1
 """
 
 from __future__ import annotations
@@ -136,3 +137,9 @@ class Stopped(SelectuneError):
     """A signal arrived; the state was written and the message says how to go on."""
 
     exit_code = 130
+
+
+class ProcessLost(SelectuneError, RuntimeError):
+    """Another process of a training is gone; what was written last is kept."""
+
+    exit_code = 1

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "kill_and_resume.py"
+HERE = Path(__file__).parent
+SCRIPT = HERE / "kill_and_resume.py"
 
 
 @pytest.mark.slow
@@ -36,3 +37,18 @@ def kill_and_resume(folder: Path) -> None:
     if os.getuid() == 0 and found["disks"]["disk"]:
         assert found["disks"]["read-only at once"] >= 1
     assert len(found["refused"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forks")
+def test_a_process_that_dies_ends_the_others_with_one_error_and_all_go_on_from_the_last_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "lose_a_process.py"), str(tmp_path / "lost")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind, found in json.loads(done.stdout.splitlines()[-1]).items():
+        survivor, dead = found["lost"]
+        assert dead == "-9"
+        assert survivor.startswith("ProcessLost: training: another process of this training is gone"), kind
+        assert survivor.endswith("start all of them again; from the last checkpoint, if there is one.")
+        assert found["again"] == found["straight"], kind

@@ -153,7 +153,8 @@ def _embedded_is_installed() -> bool:
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_a_shipped_recipe_runs(name: str, tmp_path: Path) -> None:
     recipe = read_recipe(name).shortened(skills=1, steps=1, records=2)
-    skill = recipe.skills[0].model_copy(update={"train": recipe.skills[0].train.model_copy(update={"limit": 8})})
+    optim = recipe.optim_of(recipe.skills[0]).model_copy(update={"batch": 8})
+    skill = recipe.skills[0].model_copy(update={"train": recipe.skills[0].train.model_copy(update={"limit": 8}), "optim": optim})
     path = tmp_path / "short.yaml"
     path.write_text(dump_recipe(recipe.model_copy(update={"skills": (skill,)})))
     command = [sys.executable, "-m", "selectune", "run", path, "--out", tmp_path / "runs", "--registry", tmp_path / "registry", "--json"]

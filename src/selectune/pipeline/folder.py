@@ -118,7 +118,9 @@ class Folder:
                 path.unlink(missing_ok=True)
         for path in self.checkpoints.glob("*"):
             if (self.path / "stages" / f"{path.name}.json").is_file():
-                shutil.rmtree(self.checkpoints)
+                shutil.rmtree(path)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
         events = self.path / "events.jsonl"
         if events.is_file():
             data = events.read_bytes()

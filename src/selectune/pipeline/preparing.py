@@ -104,7 +104,7 @@ def read_examples(recipe: Recipe) -> Examples:
     """Every record that the recipe names. Raises DataError for unusable ones, an empty split, and a leak that the recipe does not allow."""
     train, validation, tests, tasks, infos = {}, {}, {}, [], []
     for index, skill in enumerate(recipe.skills):
-        train[skill.name] = _some(skill.train, f"skills[{index}].train")
+        train[skill.name] = _a_batch(_some(skill.train, f"skills[{index}].train"), recipe.optim_of(skill).batch, f"skills[{index}].train")
         if skill.validation is not None:
             validation[skill.name] = _some(skill.validation, f"skills[{index}].validation")
         tests[skill.name] = records = _some(skill.test, f"skills[{index}].test")
@@ -118,7 +118,8 @@ def read_examples(recipe: Recipe) -> Examples:
         tasks.append(task)
         infos.append(_info(task, held.test, held.scorer).model_copy(update={"margin": held.margin or recipe.gate.margin}))
     if recipe.recovery is not None:
-        train[RECOVERY] = _some(recipe.recovery.train, "recovery.train")
+        optim = recipe.optim.merged(recipe.recovery.optim)
+        train[RECOVERY] = _a_batch(_some(recipe.recovery.train, "recovery.train"), optim.batch, "recovery.train")
     kept, sources = read_kept(recipe, RECOVERY, _some)
     pictures = None if recipe.probe.numbers is None else _some(recipe.probe.numbers, "probe.numbers")
     seen = train | {f"{name} (validation)": records for name, records in validation.items()} | sources
@@ -138,6 +139,14 @@ def _some(data: Data, where: str) -> Records:
     if not len(records):
         split = f" in the split {data.split}" if data.split else ""
         raise DataError(f"{data.source} holds no record{split}", where=where, then="Check the source, the split and the limit.")
+    return records
+
+
+def _a_batch(records: Records, batch: int, where: str) -> Records:
+    """The records, of which there is at least a batch; seen before the first skill is taught, not when it is this one's turn."""
+    if len(records) < batch:
+        then = f"Set optim.batch to at most {len(records)}, or give more records."
+        raise DataError(f"{len(records)} records are fewer than one batch of {batch}", where=where, then=then)
     return records
 
 

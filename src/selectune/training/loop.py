@@ -17,7 +17,7 @@ from selectune.components import Proof
 from selectune.components.proof import Forecast, Moved, forecast
 from selectune.delta import extract, restore, snapshot
 from selectune.delta.bits import torch_dtype
-from selectune.errors import Alarmed, Diverged, InputError, SelectionViolated, Stopped
+from selectune.errors import Alarmed, Diverged, InputError, ProcessLost, SelectionViolated, Stopped
 from selectune.hashing import digest
 from selectune.network import hosts
 from selectune.training import checkpoint
@@ -98,8 +98,15 @@ def train(
             moved, lost = run.masters.lost_to_rounding(_values(before))
             share = lost / moved if moved else 0.0
             run.reasons["rounding"] = f"{share:.1%} of the elements that moved in fp32 are bit for bit the base's after rounding"
-    finally:
+    except ProcessLost:
+        # Shards cannot be put back without the others, and this process has nothing left to do.
+        if not run.masters.sharded:
+            restore(model, before)
+        raise
+    except BaseException:
         restore(model, before)
+        raise
+    restore(model, before)
     return Training(
         delta=delta,
         steps=tuple(run.history),
@@ -158,7 +165,7 @@ class _Run:
         """Encodes the records, copies the selection, hashes the rest."""
         encoder, processes = TimedEncoder(model.processor), Processes(model)
         cache = FeatureCache() if session.features is None else session.features
-        new = encode(model, encoder, records, optim)
+        new = encode(model, encoder, records, optim, batch=optim.batch)
         samples, pools = replays(keeping, model, encoder, optim, new)
         schedule = Schedule(n=len(new.kept), optim=optim, seed=seed, replayed=keeping.share, pools=tuple(pools.values()))
         terms = Terms.of(keeping, model, selection, optim, cache, processes)
@@ -251,6 +258,10 @@ class _Run:
         if writer is not None:
             writer.check()
             if stopping or self.processes.any(writer.due(step.n)):
+                if self.masters.sharded:
+                    # Every part of the last one is on the disk before any part of the next is begun: there is always a whole one.
+                    writer.finish()
+                    self.processes.wait()
                 writer.begin(checkpoint.Checkpoint(identity=self.identity, steps=tuple(self.history), tensors=self.masters.state()))
             if stopping:
                 writer.finish()
@@ -394,7 +405,8 @@ class _Run:
         if session.checkpoint_dir is None:
             yield None
             return
-        with Writer(self._part(session.checkpoint_dir), self.optim, self.masters.weights(), idle=not self._writes) as writer:
+        optim = self.optim.model_copy(update={"keep_checkpoints": max(2, self.optim.keep_checkpoints)}) if self.masters.sharded else self.optim
+        with Writer(self._part(session.checkpoint_dir), optim, self.masters.weights(), idle=not self._writes) as writer:
             yield writer
 
     @property
@@ -411,6 +423,9 @@ class _Run:
         if session.resume is None:
             return
         path = self._part(session.resume)
+        if self.masters.sharded and path.is_dir():
+            whole = self.processes.everywhere([one.name for one in checkpoint.written(path)])
+            path = path / max(whole, default="checkpoint")
         saved = checkpoint.read(path, self.identity, self.masters.weights())
         self.history = list(saved.steps)
         self.masters.load(saved.tensors)

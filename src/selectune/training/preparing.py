@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selectune.errors import DataError
 from selectune.network import is_sharded
 from selectune.records import Encoder, Picture
 from selectune.training.cut import Cut, find_layers, first_layer
@@ -58,14 +59,18 @@ class TimedEncoder(Encoder):
             self.waited += time.perf_counter() - started
 
 
-def encode(model: Model, encoder: Encoder, records: Records, optim: Optim) -> Samples:
+def encode(model: Model, encoder: Encoder, records: Records, optim: Optim, *, batch: int = 1) -> Samples:
     """Every record as tokens and labels. Longer ones than `optim.max_length`, or than the model can take, are counted and left out, never
     cut.
 
-    Raises DataError when none is left, or when a record cannot be encoded.
+    Raises DataError when none is left, when a record cannot be encoded, and for fewer of them than one `batch`.
     """
     limit = optim.max_length or getattr(model.net.config.get_text_config(), "max_position_embeddings", None)
     encoded = encoder.encode_all(records, limit)
+    if len(encoded.items) < batch:
+        # A batch would hold a record twice, or be smaller than the rate was chosen for.
+        then = f"Set optim.batch to at most {len(encoded.items)}, or give more records."
+        raise DataError(f"{len(encoded.items)} records are fewer than one batch of {batch}", where=records.name, then=then)
     return Samples(kept=encoded.items, skipped=dict(encoded.dropped), lengths=tuple(len(sample.input_ids) for sample in encoded.items))
 
 

@@ -8,11 +8,14 @@ pictures, and nothing but the selection's gradients travels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+
+from selectune.errors import ProcessLost
 
 if TYPE_CHECKING:
     from selectune.models import Model
@@ -52,10 +55,11 @@ class Processes:
         """Replaces each tensor by its sum over all processes, in place."""
         if self.count == 1:
             return
-        waiting = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
-        for one in waiting:
-            if one is not None:
-                one.wait()
+        with _together():
+            waiting = [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
+            for one in waiting:
+                if one is not None:
+                    one.wait()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; each gets the same answer."""
@@ -70,7 +74,8 @@ class Processes:
         if self.count == 1:
             return set(names)
         given: list[list[str]] = [[] for _ in range(self.count)]
-        torch.distributed.all_gather_object(given, list(names))
+        with _together():
+            torch.distributed.all_gather_object(given, list(names))
         return set(given[0]).intersection(*given[1:])
 
     def most(self, indices: Sequence[int], lengths: Sequence[int], count: Callable[[list[int]], int]) -> int:
@@ -82,10 +87,25 @@ class Processes:
         if self.count == 1:
             return dict(found)
         given: list[dict[int, Found]] = [{} for _ in range(self.count)]
-        torch.distributed.all_gather_object(given, dict(found))
+        with _together():
+            torch.distributed.all_gather_object(given, dict(found))
         return {key: value for part in given for key, value in part.items()}
 
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.count > 1:
-            torch.distributed.barrier()
+            with _together():
+                torch.distributed.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Raises ProcessLost where torch says in some words of its own that another process does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLost(
+            f"another process of this training is gone or does not answer ({str(error).splitlines()[0][:160]})",
+            where="training",
+            then="Look at the end of its own messages, and start all of them again; from the last checkpoint, if there is one.",
+        ) from error

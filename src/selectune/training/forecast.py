@@ -1,0 +1,338 @@
+"""How much memory and time a training takes, from shapes alone: nothing is loaded.
+
+Everything is a sum that can be read: weights, masters, moments, gradients, what waits for the backward pass (`training.tracing`), logits,
+and what is kept of frozen parts. `required` counts the multiplications and additions that a selection asks for, and no more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+from selectune.network import class_name, parameters, walk
+from selectune.training.adapter import matrix_elements
+from selectune.training.cut import first_layer
+from selectune.training.features import in_language
+from selectune.training.losses import CHUNK
+from selectune.training.machine import UNKNOWN, Machine
+from selectune.training.tracing import Pass, Span, trace
+
+if TYPE_CHECKING:
+    from selectune.components import ComponentMap, Selection
+    from selectune.models import Model
+    from selectune.recipe import Optim
+
+Quantised = Literal["int8", "nf4"]
+
+# Korthikanti et al. (2022), arXiv 2205.05198, equation 2 without attention scores, which fused attention never stores: 34 bytes a
+# token and hidden unit for 16-bit activations of one layer. For models that cannot be traced, and for vision towers.
+ACTIVATION_BYTES = 34
+_LAYER = re.compile(r"language\.layers\.(\d+)\.")
+_EXPERT = ".moe.experts."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a step is given."""
+
+    rows: int
+    """Samples that go through the model at once."""
+    length: int
+    """Tokens of the longest of them."""
+    labels: int
+    """Labelled positions of all of them together."""
+    passes: int = 1
+    """Portions that a batch is divided into."""
+    picture: int = 0
+    """Image tokens of one sample."""
+    kept: int = 0
+    """Samples whose features, and states at the cut, stay in memory."""
+    begins: Literal["cut", "start"] = "start"
+    """Where a pass begins: `cut` once the states that enter the first trained layer are kept."""
+
+    @property
+    def tokens(self) -> int:
+        """Padding counted."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """An estimate of the memory that training takes, in bytes."""
+
+    parameters: int
+    """All weights, frozen ones in the bits that they are held in."""
+    masters: int
+    """fp32 copies of what is trained; with an adapter its matrices too."""
+    moments: int
+    """What the optimizer keeps."""
+    gradients: int
+    """At the most: in the parameters' dtype, then in fp32 beside them."""
+    activations: int
+    """What waits for the backward pass, above the cut."""
+    logits: int = 0
+    """Of labelled positions, with their gradient."""
+    kept: int = 0
+    """Features of pictures and states at the cut, and the base's values of the selection."""
+    passing: int = 0
+    """The largest tensors that come and go."""
+    waiting: int = 0
+    """Gradients of one portion that wait while the next one runs."""
+
+    @property
+    def above(self) -> int:
+        """The peak above the weights. When activations are at their most there are no gradients yet, and the other way round."""
+        steady = self.masters + self.moments + self.kept
+        running = self.activations + self.logits + self.passing + self.waiting
+        return steady + max(running, self.gradients)
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.parameters + self.above
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Multiplications and additions (two for each pair) of one step that a selection asks for."""
+
+    forward: float
+    """2 a token and weight of the layers that are computed."""
+    activations: float
+    """2 a token and weight behind the first trained one: gradients that lead down to it."""
+    weights: float
+    """2 a token and trained weight."""
+    attention: float
+    """Scores and their use, the masked half left out: twice that again for the gradients."""
+    head: float
+    """At labelled positions alone."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.forward + self.activations + self.weights + self.attention + self.head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a training is expected to take."""
+
+    memory: Memory
+    work: Work
+    seconds: float | None = None
+    """A step; None where the machine's rates are not known."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """How each part was found, where there is more than one way."""
+
+
+def required(found: ComponentMap, config: Any, selection: Selection, load: Load) -> Work:
+    """The work of one step of `load.passes` portions. `config` is the model's; a mixture's experts count by the share that a token uses."""
+    text = config.get_text_config()
+    first = first_layer(selection)
+    begin = first if load.begins == "cut" else 0
+    early = is_early(selection)
+    active = _share_of_experts(text)
+    stage = min((_stage(c.name) for c in selection.components if _layer(c.name) == first), default=0)
+    tokens = load.tokens * load.passes
+    forward = backward = chosen = 0.0
+    for component in found.components:
+        layer = _layer(component.name)
+        if layer is None or layer < begin or len(component.shape) < 2:
+            continue
+        elements = component.elements * (active if _EXPERT in component.name else 1.0)
+        forward += elements
+        if layer > first or (layer == first and (early or _stage(component.name) > stage)):
+            backward += elements
+    for component in selection.components:
+        if _layer(component.name) is not None and len(component.shape) > 1:
+            chosen += component.elements * (active if _EXPERT in component.name else 1.0)
+    weights = 2 * tokens * chosen
+    beside = sum(c.elements for c in selection.components if c.name.startswith("projector") and len(c.shape) > 1)
+    weights += 6 * beside * load.picture * load.rows * load.passes
+    layers = text.num_hidden_layers
+    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    scores = 2 * load.rows * load.passes * load.length**2 * width
+    below = layers - first if early or stage == 0 else layers - first - 1
+    head = 2 * load.labels * load.passes * text.hidden_size * text.vocab_size
+    trained_head = any("head" in (component.name, *component.tied) for component in selection.components)
+    return Work(
+        forward=2 * tokens * forward,
+        activations=2 * tokens * backward,
+        weights=weights,
+        attention=scores * ((layers - begin) + 2 * below),
+        head=head * (3 if trained_head else 2),
+    )
+
+
+def _share_of_experts(text: Any) -> float:
+    used = getattr(text, "num_experts_per_tok", None)
+    every = next((getattr(text, name) for name in ("num_experts", "num_local_experts", "n_routed_experts") if hasattr(text, name)), None)
+    return used / every if used and every else 1.0
+
+
+def _layer(name: str) -> int | None:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
+
+
+def _stage(name: str) -> int:
+    """How far into its layer a component comes; those of one number stand side by side."""
+    role = name.rpartition(".")[2]
+    behind = role in ("o", "o_a", "o_b", "down")
+    return (2 if ".mlp." in name or ".moe." in name else 0) + behind
+
+
+def forecast(
+    model: Model, selection: Selection, optim: Optim, load: Load, *, machine: Machine = UNKNOWN, quantised: Quantised | None = None
+) -> Forecast:
+    """What training `selection` is expected to take on `machine`. Of the model only shapes are used; `outline` gives one without weights."""
+    net = outline(model.net)
+    task = _Task(net=net, map=model.map, selection=selection, optim=optim, load=load, quantised=quantised)
+    span = Span(first=task.first, below=task.below, rows=load.rows, length=load.length, device=machine.device)
+    traced = trace(net, model.map, () if task.adapter else selection.parameters, span)
+    work = required(model.map, net.config, selection, load)
+    if isinstance(traced, str):
+        why = f"34 bytes a token, hidden unit and layer, for its pass could not be traced: {traced}"
+    else:
+        why = f"the pass was traced: {traced.saved / 1e6:,.0f} MB in {traced.layers} layers"
+    memory = task.memory(traced, machine.device)
+    return Forecast(memory=memory, work=work, seconds=machine.step(work, traced, load.passes, task.count), reasons={"activations": why})
+
+
+def outline(net: Any) -> Any:
+    """The network on the meta device: itself if it is there, else one built from its configuration."""
+    import torch
+
+    if all(parameter.is_meta for parameter in net.parameters()):
+        return net
+    with torch.device("meta"):
+        return type(net)._from_config(net.config, dtype=net.dtype).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One training, and the parts of its memory."""
+
+    net: Any
+    map: ComponentMap
+    selection: Selection
+    optim: Optim
+    load: Load
+    quantised: Quantised | None
+
+    @property
+    def first(self) -> int:
+        return first_layer(self.selection)
+
+    @property
+    def adapter(self) -> bool:
+        return self.optim.adapter is not None
+
+    @property
+    def below(self) -> bool:
+        """Whether what enters the first layer needs a gradient."""
+        return self.adapter or is_early(self.selection)
+
+    @property
+    def size(self) -> int:
+        return int(self.net.dtype.itemsize)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The whole shapes of what is selected in full or in part."""
+        return [tuple(self.selection.full_shapes[name]) for name in self.selection.parameters]
+
+    @property
+    def count(self) -> int:
+        """Numbers that are trained."""
+        adapter = self.optim.adapter
+        return self.selection.elements if adapter is None else matrix_elements(self.selection, adapter)
+
+    def memory(self, traced: Pass | str, device: str) -> Memory:
+        load, width, words = self.load, self.net.config.get_text_config().hidden_size, self.net.config.get_text_config().vocab_size
+        kept = self.selection.elements * self.size
+        if in_pictures(self.selection) is None:
+            kept += load.kept * load.picture * width * self.size
+        if load.begins == "cut":
+            kept += load.kept * load.length * width * self.size
+        logits = 3 * self.size * load.labels * words + 8 * min(load.labels * words, CHUNK.get(device, 1 << 24))
+        return Memory(
+            parameters=self._weights() + (4 * self.count if self.adapter else 0),
+            masters=4 * self.count,
+            moments=self._moments(),
+            gradients=self._gradients(),
+            activations=self._activations(traced),
+            logits=logits,
+            kept=kept,
+            passing=0 if isinstance(traced, str) else 4 * traced.largest,
+            waiting=4 * self.count if load.passes > 1 else 0,
+        )
+
+    def _weights(self) -> int:
+        named = parameters(self.net)
+        total = sum(parameter.numel() * parameter.element_size() for parameter in named.values())
+        if self.quantised is None:
+            return total
+        kept = set(self.selection.parameters) | {c.parameter for c in self.map.components if c.tied or c.name == "head"}
+        for place in walk(self.net):
+            name = f"{place.path}.weight"
+            if class_name(place.module) == "Linear" and name in named and name not in kept:
+                rows, columns = named[name].shape
+                # int8: a scale in fp32 for each row; nf4: one for each 64 weights.
+                packed = rows * columns + 4 * rows if self.quantised == "int8" else rows * columns // 2 + rows * columns // 16
+                total -= rows * columns * self.size - packed
+        return total
+
+    def _moments(self) -> int:
+        if self.optim.optimizer == "adamw":
+            return 8 * self.count
+        shapes = [(self.count,)] if self.adapter else self.shapes
+        if self.optim.optimizer == "adafactor":
+            return sum(4 * (sum(shape[-2:]) * prod(shape[:-2]) if len(shape) > 1 else shape[0]) for shape in shapes)
+        # bitsandbytes: two of one byte with a scale in fp32 for each 256, and fp32 for tensors of less than 4096 elements.
+        return sum(prod(shape) * 2 + prod(shape) // 32 if prod(shape) >= 4096 else 8 * prod(shape) for shape in shapes)
+
+    def _gradients(self) -> int:
+        if self.adapter:
+            return (4 + 4) * self.count
+        whole = [prod(shape) for shape in self.shapes]
+        if self.optim.in_backward:
+            return (self.size + 4) * max(whole)
+        # A tensor of which a part is selected has a gradient all the same. A further portion is made fp32 before it is added.
+        more = 4 * self.count if self.load.passes > 1 and self.size < 4 else 0
+        return self.size * sum(whole) + 4 * self.count + more
+
+    def _activations(self, traced: Pass | str) -> int:
+        text, tokens = self.net.config.get_text_config(), self.load.tokens
+        layers = text.num_hidden_layers - self.first
+        rough = ACTIVATION_BYTES * self.size // 2 * tokens * text.hidden_size
+        saved = rough * layers if isinstance(traced, str) else traced.saved
+        if self.optim.checkpointing:
+            saved = tokens * text.hidden_size * self.size * layers + saved // max(layers, 1)
+        if self.adapter and not self.optim.checkpointing:
+            # PEFT hands a copy of the input in fp32 to each pair of matrices.
+            saved += sum(4 * tokens * shape[-1] for shape in self.shapes if len(shape) > 1 and self.size < 4)
+        vision = getattr(self.net.config, "vision_config", None)
+        if in_pictures(self.selection) is not None and vision is not None and self.load.picture:
+            saved += _of_towers(vision, self.size, self.load)
+        return saved
+
+
+def _of_towers(vision: Any, size: int, load: Load) -> int:
+    """Roughly, what a trained vision tower keeps: a patch for each image token, and more of them where a projector merges some."""
+    merged = getattr(vision, "spatial_merge_size", 1) ** 2
+    layers = next((getattr(vision, name) for name in ("num_hidden_layers", "depth", "num_layers") if hasattr(vision, name)), 1)
+    return ACTIVATION_BYTES * size // 2 * load.rows * load.picture * merged * int(vision.hidden_size) * int(layers)
+
+
+def is_early(selection: Selection) -> bool:
+    """Whether anything before the language tower's layers is trained."""
+    return any(not name.startswith(("language.layers.", "language.norm", "head")) for name in selection.names)
+
+
+def in_pictures(selection: Selection) -> str | None:
+    """The first component of a selection that decides what a picture becomes; None where features can be kept."""
+    return next((name for name in selection.names if not in_language(name)), None)
