@@ -108,7 +108,8 @@ def recipe_page() -> str:
     lines = ["# Recipes", MADE, "A recipe is one YAML file. Unknown keys are faults, and every fault is reported at once.", ""]
     lines += ["Shipped ones: " + ", ".join(f"`{name}`" for name in recipes.presets()) + ".", ""]
     keep = ("Keep", "Distill", "L2SP", "EWC", "Replay", "Anchors")
-    for name in ("Recipe", "Choose", "Skill", "HeldOut", "Data", "Optim", "Adapter", *keep, "Gate", "Probe", "Recovery"):
+    watch = ("Watch", "NotFinite", "Spike", "Dead", "Flat", "Starved")
+    for name in ("Recipe", "Choose", "Skill", "HeldOut", "Data", "Optim", "Adapter", *keep, *watch, "Gate", "Probe", "Recovery"):
         part = getattr(recipes, name)
         lines += [f"## {name}", "", _markdown(inspect.getdoc(part) or ""), "", "| field | type | default | |", "|--|--|--|--|"]
         meanings, schema = _field_docs(part), part.model_json_schema()

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -278,6 +280,27 @@ def test_updates_made_beside_a_quantised_base_are_the_originals(tmp_path: Path) 
     Registry.open(url).verify().demand()
 
 
+@pytest.mark.slow
+def test_several_processes_make_one_run(tmp_path: Path, llama: Path) -> None:
+    recipe = write_recipe(tmp_path, llama, gate={"min_n": 30})
+    url = str(tmp_path / "registry")
+    begin = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "selectune"]
+    asked = ["run", str(recipe), "--registry", url, "--out", str(tmp_path / "runs"), "--json"]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*begin, *asked], capture_output=True, text=True, check=False, env=settings, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    document = json.loads(done.stdout)
+    alone = run(read_recipe(recipe), registry=str(tmp_path / "alone"), out=tmp_path / "alone-runs")
+    assert document["matrix"]["scores"][0] == list(alone.matrix.scores[0])
+    assert [skill for skill in document["skills"]] == list(alone.skills)
+    registry = Registry.open(url)
+    registry.verify().demand()
+    assert [update.id for update in registry.log()][::-1] == document["updates"]
+    assert Path(document["report"]).is_file()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [Path(document["report"]).parent.name]
+    assert load_any(document["updates"][-1], url).id == registry.show(document["updates"][-1]).child
+
+
 def test_an_update_is_a_model_by_its_id_and_by_its_name(finished: tuple[RunResult, Path, Recipe]) -> None:
     result, folder, _ = finished
     url = str(folder / "registry")
@@ -338,7 +361,9 @@ def test_a_damaged_checkpoint_stops_a_run_until_somebody_decides(tmp_path: Path,
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    with pytest.raises(ResumeError, match=r"00000004\.safetensors: .*checkpoint-00000003\.safetensors beside it, after step 3, is whole: delete"):
+    with pytest.raises(
+        ResumeError, match=r"00000004\.safetensors: .*checkpoint-00000003\.safetensors beside it, after step 3, is whole: delete"
+    ):
         resume(path)
     newest.unlink()
     (result,) = resume(path)
@@ -391,7 +416,11 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path, llama: Path) -> No
     ("rows", "override", "words"),
     [
         ([question(1, "")], "optim.batch=1", r'record "r1".*assistant turn 1 is empty\. Give every assistant turn words'),
-        ([question(n, "a cat") for n in range(3)], "optim.batch=8", r"3 records are fewer than one batch of 8\. Set optim\.batch to at most 3"),
+        (
+            [question(n, "a cat") for n in range(3)],
+            "optim.batch=8",
+            r"3 records are fewer than one batch of 8\. Set optim\.batch to at most 3",
+        ),
         ([question(n, "a cat") for n in range(8)], "select=[attention, '!attention']", r"nothing is left of attention, !attention"),
     ],
     ids=["no word of an assistant", "fewer than a batch", "an empty selection"],

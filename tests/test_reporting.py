@@ -200,7 +200,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selectune.reporting.result.os.fsync", full)
+    monkeypatch.setattr("selectune.delta.files.os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         write_whole(path, "new")
     assert path.read_text() == "old"

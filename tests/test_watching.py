@@ -204,12 +204,13 @@ def test_time_spent_on_pictures_is_told_from_time_spent_computing(monkeypatch: p
 
     monkeypatch.setattr(Encoder, "pixels", slowly)
     model = tiny_model()
-    rules = Watch.model_validate({"starved": {"window": 2}})
+    rules = Watch.model_validate({"starved": {"window": 2, "share": 0.01}})
     slow = train(model, attention(model), examples(), optim(cache_features=False), session=Session(watch=rules))
     assert all(0.05 <= one.waited <= one.seconds for one in slow.steps)
     assert [alarm.rule for alarm in slow.alarms] == ["starved"]
     cached = train(model, attention(model), examples(4), optim(), session=Session(watch=rules))
     assert all(one.waited == 0.0 for one in cached.steps[1:]), "features that are kept need no picture"
+    assert cached.alarms == ()
 
 
 def test_an_alarm_that_stops_writes_the_state_and_the_rest_is_the_same(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ class Screen:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self._speaks = os.environ.get("RANK", "0") == "0"
+        """Of several processes that torchrun began, the first one alone shows what came of it; each tells its own errors."""
         self._shown = False
         self._stdout: TextIO = sys.stdout
         self._console = Console(stderr=True, soft_wrap=True, emoji=False)
@@ -64,7 +66,7 @@ class Screen:
         code = error.exit_code if isinstance(error, SelectuneError) else 3
         message = str(error) if isinstance(error, SelectuneError) else _crash(error)
         self._console.print(f"{type(error).__name__}: {message}", style="red", markup=False, highlight=False)
-        if self.as_json and not self._shown:
+        if self.as_json and self._speaks and not self._shown:
             self._write_json({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}})
         raise typer.Exit(code) from error
 
@@ -72,6 +74,8 @@ class Screen:
         """The verb's result: `document` with ``--json``, else what `human` prints."""
         self.finish()
         self._shown = True
+        if not self._speaks:
+            return
         if self.as_json:
             self._write_json(document)
         else:
@@ -83,7 +87,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A message on stderr."""
-        self._console.print(text, markup=False, highlight=False)
+        if self._speaks:
+            self._console.print(text, markup=False, highlight=False)
 
     def start(self, what: str, total: int | None) -> None:
         """A bar with the time that is left; on a stderr that is no terminal, one line when it ends."""

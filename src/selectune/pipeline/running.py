@@ -27,7 +27,9 @@ from selectune.pipeline.tracking import check_trackers, tracking
 from selectune.recipe import Recipe
 from selectune.registry import Registry
 from selectune.reporting import RunResult, save_result, write_report
+from selectune.pipeline.together import own_place
 from selectune.training import FeatureCache
+from selectune.training.processes import Processes
 
 if TYPE_CHECKING:
     from selectune.components.spectra import Choice
@@ -66,8 +68,9 @@ def run_all(
     check_trackers([name for recipe in resolved for name in recipe.report_to])
     root = out or Path(resolved[0].out or OUT)
     where = registry or str(root / "registry")
-    document, path = open_run(root.absolute(), name or resolved[0].name, resolved, where)
-    return _go(document, path, progress or Silent())
+    processes = Processes()
+    document, path = processes.leads(lambda: open_run(root.absolute(), name or resolved[0].name, resolved, where))
+    return _go(document, path, progress or Silent(), processes)
 
 
 def resume(path: Path, *, progress: Progress | None = None) -> list[RunResult]:
@@ -76,35 +79,38 @@ def resume(path: Path, *, progress: Progress | None = None) -> list[RunResult]:
     What a crash left unfinished is removed first. Raises ResumeError for a folder that is not a run's, for one that another process is
     working on, and for a recipe, a model or records that are not those the run was begun with, with the difference.
     """
-    return _go(read_run(path), path.absolute(), progress or Silent())
+    return _go(read_run(path), path.absolute(), progress or Silent(), Processes())
 
 
-def _go(document: RunDocument, path: Path, progress: Progress) -> list[RunResult]:
-    loaded = Loaded(progress)
+def _go(document: RunDocument, told: Path, told_progress: Progress, processes: Processes) -> list[RunResult]:
     try:
-        with held(path), _terminable():
+        with own_place(told, told_progress, processes) as (path, progress), held(path), _terminable():
+            loaded = Loaded(progress)
             for folder in document.recipes:
                 Folder(path / folder).mend()
             sweep(path.parent / MEASUREMENTS)
-            registry = Registry.open(document.registry, create=True)
-            results = [_one(Folder(path / folder), registry, loaded, path.parent / MEASUREMENTS) for folder in document.recipes]
+            processes.leads(lambda: Registry.open(document.registry, create=True).where)
+            registry = Registry.open(document.registry)
+            # Several processes have to find the same measured before, so that these are the run's own.
+            measurements = (path.parent if processes.count == 1 else path) / MEASUREMENTS
+            results = [_one(Folder(path / folder), registry, loaded, measurements, processes) for folder in document.recipes]
             report = path / "report.html"
-            results = [result.model_copy(update={"report": str(report)}) for result in results]
+            results = [result.model_copy(update={"report": str(told / report.name)}) for result in results]
             for folder, result in zip(document.recipes, results, strict=True):
                 save_result(result, path / folder / "result.json")
             write_report(results, report)
     except (Stopped, KeyboardInterrupt) as error:
         what = error.what if isinstance(error, Stopped) else "stopped; every finished stage is kept"
-        raise Stopped(what, then=f"Go on with: selectune run {path}") from error
+        raise Stopped(what, then=f"Go on with: selectune run {told}") from error
     except OSError as error:
         if not isinstance(error, StorageError) and error.errno not in UNWRITABLE:
             raise
         what = error.what if isinstance(error, StorageError) else f"cannot be written ({error.strerror})"
-        where = error.where if isinstance(error, StorageError) else str(error.filename or path)
-        then = f"Free space there, or make it writable, and go on with: selectune run {path}"
+        where = error.where if isinstance(error, StorageError) else str(error.filename or told)
+        then = f"Free space there, or make it writable, and go on with: selectune run {told}"
         raise StorageError(what, where=where, then=then) from error
     except Alarmed as error:
-        then = f"Or change watch in the run's recipe.yaml, and go on with: selectune run {path}"
+        then = f"Or change watch in the run's recipe.yaml, and go on with: selectune run {told}"
         raise Alarmed(error.what, where=error.where, then=then) from error
     return results
 
@@ -135,7 +141,7 @@ class Loaded:
         self._model = None
 
 
-def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path) -> RunResult:
+def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path, processes: Processes) -> RunResult:
     """One recipe of a run. The model is what it was, afterwards."""
     started = time.monotonic()
     recipe = folder.recipe()
@@ -150,9 +156,16 @@ def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path)
     if prepared.choice is not None:
         folder.event("chosen", by=prepared.choice.by, **_numbers(prepared.choice))
         loaded.progress.say(f"choose took {prepared.choice.about}")
-    with tracking(recipe, folder.path) as trackers:
+    aloud = recipe if processes.is_first else recipe.model_copy(update={"report_to": ()})
+    with tracking(aloud, folder.path) as trackers:
         bench = Bench(
-            prepared=prepared, folder=folder, registry=registry, progress=loaded.progress, features=loaded.features, trackers=trackers
+            prepared=prepared,
+            folder=folder,
+            registry=registry,
+            progress=loaded.progress,
+            features=loaded.features,
+            trackers=trackers,
+            processes=processes,
         )
         stages = _stages(bench, measurements)
     seconds = {"load": loaded.seconds, "total": time.monotonic() - started}

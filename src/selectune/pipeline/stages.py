@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from selectune.recipe import Data, Optim
     from selectune.records import Records
     from selectune.registry import Registry
+    from selectune.training.processes import Processes
     from selectune.training import Step, Training
     from selectune.training.watching import Alarm
 
@@ -60,6 +61,7 @@ class Bench:
     registry: Registry
     progress: Progress
     features: FeatureCache
+    processes: Processes
     trackers: Trackers = field(default_factory=Trackers)
 
 
@@ -168,7 +170,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
             }
         )
         made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update)
-        update = record_update(bench.registry, bench.prepared, made)
+        update = bench.processes.leads(lambda: record_update(bench.registry, bench.prepared, made))
     finally:
         file.unlink(missing_ok=True)
     document = document.model_copy(update={"update": update})

@@ -2,8 +2,9 @@
 
 from selectune.recipe.basis import EMBEDDED, Data, Part
 from selectune.recipe.keep import EWC, L2SP, Anchors, Choose, Distill, Keep, Replay
-from selectune.recipe.parts import Adapter, Gate, HeldOut, Optim, Probe, Recipe, Recovery, Skill, Watch
+from selectune.recipe.parts import Adapter, Gate, HeldOut, Optim, Probe, Recipe, Recovery, Skill
 from selectune.recipe.reading import dump_recipe, parse_recipe, presets, read_recipe
+from selectune.recipe.watch import Dead, Flat, NotFinite, Spike, Starved, Watch
 
 __all__ = [
     "EMBEDDED",
@@ -13,10 +14,13 @@ __all__ = [
     "Anchors",
     "Choose",
     "Data",
+    "Dead",
     "Distill",
+    "Flat",
     "Gate",
     "HeldOut",
     "Keep",
+    "NotFinite",
     "Optim",
     "Part",
     "Probe",
@@ -24,6 +28,8 @@ __all__ = [
     "Recovery",
     "Replay",
     "Skill",
+    "Spike",
+    "Starved",
     "Watch",
     "dump_recipe",
     "parse_recipe",

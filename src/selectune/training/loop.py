@@ -405,7 +405,9 @@ class _Run:
         if session.checkpoint_dir is None:
             yield None
             return
-        optim = self.optim.model_copy(update={"keep_checkpoints": max(2, self.optim.keep_checkpoints)}) if self.masters.sharded else self.optim
+        optim = (
+            self.optim.model_copy(update={"keep_checkpoints": max(2, self.optim.keep_checkpoints)}) if self.masters.sharded else self.optim
+        )
         with Writer(self._part(session.checkpoint_dir), optim, self.masters.weights(), idle=not self._writes) as writer:
             yield writer
 

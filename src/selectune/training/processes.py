@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
 
 Found = TypeVar("Found")
+Made = TypeVar("Made")
 
 
 class Processes:
     """This process among the others; alone, everything here does nothing."""
 
-    def __init__(self, model: Model) -> None:
-        """Joins the group that the environment names (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`), if it names one."""
+    def __init__(self, model: Model | None = None) -> None:
+        """Joins the group that the environment names (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`), if it names one; before there is a model, as
+        the machine has accelerators or has not."""
         self.count, self.index = 1, 0
-        self._device = model.device
+        self._device = model.device if model is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if torch.distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            state = PartialState(cpu=model.device.type == "cpu")
+            state = PartialState(cpu=self._device.type == "cpu")
             self.count, self.index = state.num_processes, state.process_index
 
     @property
@@ -90,6 +92,23 @@ class Processes:
         with _together():
             torch.distributed.all_gather_object(given, dict(found))
         return {key: value for part in given for key, value in part.items()}
+
+    def leads(self, make: Callable[[], Made]) -> Made:
+        """What `make` gives in the first process, in every one; also the error that it raises there."""
+        if self.count == 1:
+            return make()
+        box: list[tuple[bool, Any]] = [(True, None)]
+        if self.is_first:
+            try:
+                box = [(True, make())]
+            except Exception as error:  # noqa: BLE001  # whatever it is, the others must not wait for a result
+                box = [(False, error)]
+        torch.distributed.broadcast_object_list(box, src=0)
+        made, value = box[0]
+        if not made:
+            raise value
+        result: Made = value
+        return result
 
     def wait(self) -> None:
         """Returns when every process has come here."""
