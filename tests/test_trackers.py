@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No tracker is told anything by this machine's environment, and none writes outside the test's folder."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "WANDB_", "TRACKIO_")):
@@ -36,7 +35,6 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    yield
 
 
 def recipe_for(tracker: str, folder: Path, model: Path) -> Recipe:

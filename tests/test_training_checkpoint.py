@@ -193,9 +193,9 @@ def test_one_flipped_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
     whole = path.read_bytes()
     assert read(path, checkpoint().identity, {"w#0": torch.zeros(4, dtype=torch.bfloat16)}).tensors.keys() == {"master/w#0"}
     header = 8 + int.from_bytes(whole[:8], "little")
-    for place in [*range(0, header), *range(header, len(whole), 61), len(whole) - 1]:
+    for place in [*range(header), *range(header, len(whole), 61), len(whole) - 1]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(ResumeError, match=r"checkpoint-00000001\.safetensors: (is damaged|cannot be read|is no selectune|is of another)"):
+        with pytest.raises(ResumeError, match=r"00000001\.safetensors: (is damaged|cannot be read|is no selectune|is of another)"):
             read(tmp_path, checkpoint().identity)
 
 
@@ -207,8 +207,8 @@ def test_a_damaged_newest_checkpoint_is_refused_and_an_older_one_named(tmp_path:
         data = bytearray(damaged.read_bytes())
         data[-40] ^= 1
         damaged.write_bytes(data)
-    whole = "checkpoint-00000001.safetensors beside it, after step 1, is whole: delete checkpoint-00000003.safetensors, or resume from that file"
-    with pytest.raises(ResumeError, match=rf"00000003\.safetensors: is damaged: its digest does not fit what it holds\. {whole}"):
+    then = r"checkpoint-00000001\.safetensors beside it, after step 1, is whole: delete checkpoint-00000003\.safetensors, or resume"
+    with pytest.raises(ResumeError, match=rf"00000003\.safetensors: is damaged: its digest does not fit what it holds\. {then}"):
         read(tmp_path, checkpoint().identity)
     assert len(read(tmp_path / "checkpoint-00000001.safetensors", checkpoint().identity).steps) == 1
     (tmp_path / "checkpoint-00000001.safetensors").unlink()
@@ -219,7 +219,7 @@ def test_a_damaged_newest_checkpoint_is_refused_and_an_older_one_named(tmp_path:
 def test_a_checkpoint_of_another_version_is_told_apart(tmp_path: Path) -> None:
     path = write(tmp_path, checkpoint())
     path.write_bytes(path.read_bytes().replace(b"selectune/checkpoint/2", b"selectune/checkpoint/1"))
-    with pytest.raises(ResumeError, match="is of another version, selectune/checkpoint/1. Start without resuming"):
+    with pytest.raises(ResumeError, match=r"is of another version, selectune/checkpoint/1\. Start without"):
         read(path, checkpoint().identity)
 
 

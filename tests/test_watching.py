@@ -265,7 +265,7 @@ def test_a_run_that_an_alarm_stopped_goes_on_when_its_rule_was_changed(tmp_path:
     settings = {"lr": 0.05, "batch": 8, "max_steps": 6, "warmup": 0.0}
     recipe = read_recipe(write_recipe(tmp_path, model, watch=rules, optim=settings))
     plain = run(read_recipe(write_recipe(tmp_path, model, optim=settings)), registry=str(tmp_path / "other"), out=tmp_path / "plain")
-    with pytest.raises(Alarmed, match=r"cats: step 4: .*Or change watch in the run's recipe\.yaml, and go on with: selectune run ") as stopped:
+    with pytest.raises(Alarmed, match=r"cats: step 4: .*Or change watch in the run's recipe\.yaml, and go on with: ") as stopped:
         run(recipe, registry=str(tmp_path / "registry"), out=tmp_path / "runs")
     path = Path(str(stopped.value).rsplit("selectune run ", 1)[1])
     text = (path / "recipe.yaml").read_text()

@@ -11,6 +11,7 @@ from selectune.errors import DataError
 from selectune.evaluation import Suite, Task
 from selectune.pipeline.keeping import read_kept
 from selectune.quantising import quantise
+from selectune.training.sharding import shard
 from selectune.recipe import Data, Recipe
 from selectune.records import leakage, read_records
 from selectune.reporting.result import TaskInfo
@@ -82,6 +83,8 @@ def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
         model = quantise(model, [one for one in (selection, recovery) if one is not None], recipe.quantise)
         told = f"trained and measured beside a base in {recipe.quantise}; every update is exact against the original, {origin.id[:12]}"
         examples = replace(examples, notes=(*examples.notes, told))
+    if recipe.shard:
+        model = shard(model)
     if choice is not None:
         examples = replace(examples, notes=(*examples.notes, f"choose took {choice.about}"))
     return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples, origin=origin, choice=choice)

@@ -137,7 +137,7 @@ class Loaded:
         return self._model
 
     def forget(self) -> None:
-        """Lets the model go: it was quantised in place, and the next recipe may want it as it came."""
+        """Lets the model go: it was quantised or sharded in place, and the next recipe may want it as it came."""
         self._model = None
 
 
@@ -146,7 +146,7 @@ def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path,
     started = time.monotonic()
     recipe = folder.recipe()
     prepared = prepare(recipe, loaded)
-    if prepared.origin is not None:
+    if prepared.origin is not None or recipe.shard:
         loaded.forget()
     if prepared.choice is not None:
         recipe = prepared.recipe

@@ -180,6 +180,8 @@ class Recipe(Part):
     quantise: Literal["int8", "nf4"] | None = None
     """Train and measure beside a base whose frozen linear layers are in 8 or 4 bits (bitsandbytes), for memory; updates are exact against the
     original all the same."""
+    shard: bool = False
+    """Over several processes: each holds a part of the language tower and of what is trained in it (FSDP2)."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     choose: Choose | None = None
     """Components by a number of theirs, in place of `select` or beside it: ``{by: kappa, share: 0.25, within: language-layers}``."""
@@ -217,6 +219,12 @@ class Recipe(Part):
             if path.is_dir():
                 return str(path.absolute())
         return value
+
+    @model_validator(mode="after")
+    def _one_way_to_save_memory(self) -> Self:
+        if self.shard and self.quantise is not None:
+            raise ValueError("shard and quantise do not go together; leave one of them out")
+        return self
 
     @field_validator("select", "skills")
     @classmethod

@@ -41,6 +41,8 @@ def shard(model: Model) -> Model:
         "mesh": init_device_mesh(model.device.type, (count,)),
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
         "ignored_params": {found[name] for name in outside},
+        # Of the outermost module too: between two passes every tensor has to be a shard, whether a backward pass came or not.
+        "reshard_after_forward": True,
     }
     layers = [layer for layer in net.get_decoder().modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
