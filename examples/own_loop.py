@@ -1,6 +1,6 @@
 """Your own training loop around a selection: selectune sets what may move, proves it, keeps the update and judges it.
 
-    python examples/own_loop.py            needs nothing but the package and `selectune embedded install`; about a minute on two cores
+python examples/own_loop.py            needs nothing but the package and `selectune embedded install`; about a minute on two cores
 """
 
 from __future__ import annotations

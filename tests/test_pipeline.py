@@ -293,7 +293,7 @@ def test_several_processes_make_one_run(shard: bool, tmp_path: Path, llama: Path
     document = json.loads(done.stdout)
     alone = run(read_recipe(recipe), registry=str(tmp_path / "alone"), out=tmp_path / "alone-runs")
     assert document["matrix"]["scores"][0] == list(alone.matrix.scores[0])
-    assert [skill for skill in document["skills"]] == list(alone.skills)
+    assert document["skills"] == list(alone.skills)
     registry = Registry.open(url)
     registry.verify().demand()
     assert [update.id for update in registry.log()][::-1] == document["updates"]

@@ -2,10 +2,11 @@
 
 python tests/crash/kill_and_resume.py FOLDER [--kills 50] [--seed 0]
 
-One process imports torch and runs once, so that all that is loaded late is loaded; every life of a run is then a fork of it. Half of the
-lives are killed by SIGKILL at a random time, half at a random one of their steps to the disk: before a file is opened for writing, renamed,
-removed or cut, before a folder is made, before a statement or a commit of the registry, and in the middle of a line of events.jsonl. Nothing
-in the product knows of it. Then the same with SIGTERM, with a disk that fills up, and with folders that cannot be written.
+One process imports torch and runs once, so that all that is loaded late is loaded; every life of a run is then a fork of it. Half of
+the lives are killed by SIGKILL at a random time, half at a random one of their steps to the disk: before a file is opened for writing,
+renamed, removed or cut, before a folder is made, before a statement or a commit of the registry, and in the middle of a line of
+events.jsonl. Nothing in the product knows of it. Then the same with SIGTERM, with a disk that fills up, and with folders that cannot be
+written.
 
 Prints what it does, and at the end one JSON document.
 """
@@ -54,7 +55,7 @@ WRITES = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir", "shut
 
 @dataclass
 class Steps:
-    """Counts a life's steps to the disk, and at one of them does something; installed in a fork only, as an audit hook cannot be removed."""
+    """Counts a life's steps to the disk, and at one of them does something. For a fork only, as an audit hook cannot be removed."""
 
     folder: Path
     at: int = 0
@@ -68,14 +69,9 @@ class Steps:
         sa.event.listen(sa.engine.Engine, "commit", lambda *args: self._step("registry: commit"))
 
     def _look(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(args[0], str | bytes) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            path = os.fsdecode(args[0])
-        elif event in WRITES and isinstance(args[0], str | bytes | os.PathLike):
-            path = os.fsdecode(args[0])
-        else:
-            return
-        if path.startswith(str(self.folder)):
-            self._step(path)
+        writes = event in WRITES or (event == "open" and bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
+        if writes and isinstance(args[0], str | bytes | os.PathLike) and os.fsdecode(args[0]).startswith(str(self.folder)):
+            self._step(os.fsdecode(args[0]))
 
     def _step(self, path: str) -> None:
         self.count += 1
@@ -153,7 +149,7 @@ class Place:
         except SelectuneError as error:
             os.write(1, f"{type(error).__name__}: {error}\n".encode())
             return error.exit_code
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # the fork must not go on as its parent would
             os.write(1, traceback.format_exc().encode())
             return 3
         return 0

@@ -95,7 +95,7 @@ def train(
 
         training = train_skill(read, skill, lambda name: load_any(name, registry), screen)
         digest = training.delta.save(out)
-        delta = training.delta
+        delta, losses = training.delta, [step.loss for step in training.steps if not step.fault]
         document = {
             "delta": str(out),
             "sha256": digest,
@@ -104,11 +104,11 @@ def train(
             "child": delta.child,
             "elements": delta.elements,
             "steps": len(training.steps),
-            "loss": {"first": training.steps[0].loss, "last": training.steps[-1].loss},
+            "loss": {"first": losses[0], "last": losses[-1]},
             "seconds": training.seconds,
             "skipped": dict(training.skipped),
         }
-        loss = f"loss {training.steps[0].loss:.3f} → {training.steps[-1].loss:.3f}"
+        loss = f"loss {losses[0]:.3f} → {losses[-1]:.3f}"
         screen.show(document, lambda console: console.print(f"{out}: {delta.elements:,} elements, {len(training.steps)} steps, {loss}"))
 
 

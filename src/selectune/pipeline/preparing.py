@@ -11,10 +11,10 @@ from selectune.errors import DataError
 from selectune.evaluation import Suite, Task
 from selectune.pipeline.keeping import read_kept
 from selectune.quantising import quantise
-from selectune.training.sharding import shard
 from selectune.recipe import Data, Recipe
 from selectune.records import leakage, read_records
 from selectune.reporting.result import TaskInfo
+from selectune.training.sharding import shard
 
 if TYPE_CHECKING:
     from selectune.components import Selection

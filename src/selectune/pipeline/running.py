@@ -23,11 +23,11 @@ from selectune.pipeline.keeping import kept_digests
 from selectune.pipeline.preparing import Prepared, prepare
 from selectune.pipeline.progress import Progress, Silent, bar
 from selectune.pipeline.stages import Bench, Stage, measure_base, sequence, teach
+from selectune.pipeline.together import own_place
 from selectune.pipeline.tracking import check_trackers, tracking
 from selectune.recipe import Recipe
 from selectune.registry import Registry
 from selectune.reporting import RunResult, save_result, write_report
-from selectune.pipeline.together import own_place
 from selectune.training import FeatureCache
 from selectune.training.processes import Processes
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from selectune.models import Model
     from selectune.recipe import Recipe
     from selectune.training import Step
+    from selectune.training.watching import Alarm
 
 
 def train_skill(recipe: Recipe, skill: str | None, load: Callable[[str], Model], progress: Progress) -> Training:
@@ -35,7 +36,10 @@ def train_skill(recipe: Recipe, skill: str | None, load: Callable[[str], Model],
         def on_step(step: Step) -> None:
             advance(step.n, step.total)
 
-        session = Session(on_step=on_step)
+        def on_alarm(alarm: Alarm) -> None:
+            progress.say(f"{name}: {alarm}")
+
+        session = Session(on_step=on_step, watch=recipe.watch, on_alarm=on_alarm)
         return train(
             prepared.model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, keeping=lesson.keeping, session=session
         )

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from selectune.recipe import Data, Optim
     from selectune.records import Records
     from selectune.registry import Registry
-    from selectune.training.processes import Processes
     from selectune.training import Step, Training
+    from selectune.training.processes import Processes
     from selectune.training.watching import Alarm
 
 BASE = "base"

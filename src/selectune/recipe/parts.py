@@ -178,8 +178,8 @@ class Recipe(Part):
     model: str = Field(default="embedded", min_length=1)
     """A folder, a hub id that is on this disk already, or ``embedded``."""
     quantise: Literal["int8", "nf4"] | None = None
-    """Train and measure beside a base whose frozen linear layers are in 8 or 4 bits (bitsandbytes), for memory; updates are exact against the
-    original all the same."""
+    """Train and measure beside a base whose frozen linear layers are in 8 or 4 bits (bitsandbytes), for memory; updates are exact against
+    the original all the same."""
     shard: bool = False
     """Over several processes: each holds a part of the language tower and of what is trained in it (FSDP2)."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -241,7 +241,7 @@ class _Run:
             if not self.lenient:
                 raise
             self.masters.forget()
-            step = replace(self._made(number, started, math.nan, math.nan, 0), fault=error.what)
+            step = replace(self._made(number, started, math.nan, math.nan, 0), fault=error.what.removeprefix(f"step {number}: "))
         return replace(step, waited=self.encoder.waited - waited, still=tuple(self._unmoved()[:8]))
 
     def _between(self, session: Session, writer: Writer | None, noted: checkpoint.Interruption) -> None:

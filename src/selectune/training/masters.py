@@ -216,7 +216,7 @@ class Masters:
     def lost_to_rounding(self, base: Mapping[tuple[str, Region | None], Tensor]) -> tuple[int, int]:
         """How many elements moved in fp32, and of how many of these the parameter is bit for bit what it was in `base`.
 
-        `base` has the flat values of each parameter and region. The latter moves are what selectune's masters keep, and what weights that are
+        `base` has the flat values of each parameter and region. The latter moves are what selectune's masters keep, and what weights
         trained in 16 bits would lose step by step. Of shards it counts what this process holds.
         """
         moved = lost = 0
