@@ -188,7 +188,7 @@ def _stage(name: str) -> int:
 def forecast(
     model: Model, selection: Selection, optim: Optim, load: Load, *, machine: Machine = UNKNOWN, quantised: Quantised | None = None
 ) -> Forecast:
-    """What training `selection` is expected to take on `machine`. Of the model only shapes are used; `outline` gives one without weights."""
+    """What training `selection` is expected to take on `machine`. Only the model's shapes are used; `outline` gives one without weights."""
     net = outline(model.net)
     task = _Task(net=net, map=model.map, selection=selection, optim=optim, load=load, quantised=quantised)
     span = Span(first=task.first, below=task.below, rows=load.rows, length=load.length, device=machine.device)

@@ -94,7 +94,7 @@ def _call(device: str) -> float:
         value = one
         for _ in range(50):
             value = value * 1.0
-        value.sum().backward()  # type: ignore[no-untyped-call]
+        value.sum().backward()
         return value
 
     return _median(chain, device, 5) / 100

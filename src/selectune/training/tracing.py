@@ -59,7 +59,7 @@ class _Tape(TorchDispatchMode):
     """Counts what every operation moves."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moved = self.operations = self.largest = 0
         self.products: dict[tuple[int, int, int], int] = {}
 
@@ -200,8 +200,8 @@ def _kernel(device: str, length: int) -> Iterator[None]:
 
 
 class _Fused(TorchFunctionMode):
-    """Attention by torch's fused kernel for the CPU, which knows shapes without values; the flash kernel of a GPU keeps the same: its inputs,
-    its output and a number a row."""
+    """Attention by torch's fused kernel for the CPU, which knows shapes without values; the flash kernel of a GPU keeps the same: its
+    inputs, its output and a number a row."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
