@@ -51,14 +51,13 @@ UNKNOWN = Machine()
 
 def measure(dtype: torch.dtype, products: Mapping[tuple[int, int, int], int] | None = None, device: str = "cpu") -> Machine:
     """This machine's rates in `dtype`, in about a second; the matrix rate is that of `products` (shape and count), or of a square one."""
-    found = Machine(
+    return Machine(
         device=device,
         rate=matrix_rate(dtype, products or {(2048, 2048, 2048): 1}, device),
         bandwidth=_bandwidth(dtype, device),
         call=_call(device),
         streaming=_streaming(device),
     )
-    return found
 
 
 def matrix_rate(dtype: torch.dtype, products: Mapping[tuple[int, int, int], int], device: str = "cpu", times: int = 3) -> float:
