@@ -160,6 +160,46 @@ def test_the_last_layer_computes_what_labels_need() -> None:
     assert not any(module._forward_pre_hooks for module in model.net.modules()), "nothing is left behind"
 
 
+@pytest.mark.parametrize(
+    ("family", "pattern"),
+    [
+        ("phi3", "language.layers.*.attn.q"),
+        ("phi3", "language.layers.0.mlp.up"),
+        ("gpt2", "language.layers.*.attn.v"),
+        ("gpt_neox", "language.*.attn.k"),
+    ],
+)
+def test_gradients_of_a_slice_are_those_of_the_whole_there(family: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(family)
+    selection = model.map.select((pattern,))
+    records = examples(8, pictures=False)
+    settings = optim(lr=1e-3, max_steps=3)
+    sliced = train(model, selection, records, settings)
+    monkeypatch.setattr("selectune.training.slicing._OUTPUTS", {})
+    whole = train(model, selection, records, settings)
+    assert "slices" in sliced.reasons
+    assert "slices" not in whole.reasons
+    for left, right in zip(sliced.steps, whole.steps, strict=True):
+        assert left.loss == pytest.approx(right.loss, rel=1e-5)
+        assert left.grad_norm == pytest.approx(right.grad_norm, rel=1e-4)
+    products: list[tuple[int, ...]] = []
+    monkeypatch.undo()
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            if str(function).startswith("aten.mm") and torch.is_tensor(out):
+                products.append(tuple(out.shape))
+            return out
+
+    part = next(iter(selection.parameters))
+    full = tuple(dict(model.net.named_parameters())[part].shape)
+    with Products():
+        train(model, selection, records, optim(lr=1e-3, max_steps=1, batch=8))
+    assert full not in products, "no gradient of all of the matrix is worked out"
+
+
 def test_a_picture_after_the_last_answer_keeps_its_place() -> None:
     model = tiny_model()
     asked = [record(f"q{i}", "What is it?", "seven", shade=i) for i in range(4)]

@@ -33,6 +33,7 @@ from selectune.network import walk
 from selectune.training.features import Tower, inject
 from selectune.training.kernels import SHORT, CompiledLayers
 from selectune.training.losses import cross_entropy
+from selectune.training.slicing import PartlyTrained
 
 if TYPE_CHECKING:
     from selectune.models import Model
@@ -93,6 +94,7 @@ class Forward:
         self._image: int = -1 if image is None else image
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
         self._compiled: CompiledLayers | None = None
+        self._partly: PartlyTrained | None = None
         self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet", "cut": why_no_cut}
 
     def batch(self, samples: Sequence[Encoded], *, trim: bool = True) -> Batch:
@@ -163,6 +165,8 @@ class Forward:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._compiled is not None:
                 stack.enter_context(self._compiled.used())
+            if self._partly is not None:
+                stack.enter_context(self._partly.used())
             for module in self._late:
                 stack.enter_context(_scattered(module, batch.where))
             if batch.states:
@@ -240,6 +244,12 @@ class Forward:
             self.reasons["late"] = f"no: {type(error).__name__}: {str(error)[:200]}"
         if self.reasons["late"].startswith("no"):
             self._late = ()
+
+    def train_partly(self, parts: PartlyTrained) -> None:
+        """Takes weight gradients of the selected outputs alone from now on; not with compiled layers, which have code of their own."""
+        if len(parts) and self._compiled is None:
+            self._partly = parts
+            self.reasons["slices"] = f"yes: {len(parts)} linear layers are trained in part, and take gradients of that part alone"
 
     def _settle_cut(self, samples: Sequence[Encoded], cut: Cut, expected: Tensor) -> None:
         try:

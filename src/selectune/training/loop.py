@@ -33,6 +33,7 @@ from selectune.training.preparing import Samples, TimedEncoder, encode, find_cut
 from selectune.training.processes import Processes
 from selectune.training.results import Session, Step, Training
 from selectune.training.schedule import Schedule, micro_batches
+from selectune.training.slicing import PartlyTrained
 from selectune.training.watching import Alarm, Watcher
 
 if TYPE_CHECKING:
@@ -219,6 +220,8 @@ class _Run:
             self._resume(session, writer)
             self.masters.require_grad()
             self.forward.settle(self.samples.typical(), compile_layers=self.optim.compile)
+            if self.adapter is None:
+                self.forward.train_partly(PartlyTrained(self.model.net, self.whole.selection))
             first = len(self.history) + 1
             for number in range(first, self.schedule.total + 1):
                 self.history.append(self._one(number))
