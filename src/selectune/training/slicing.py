@@ -60,7 +60,8 @@ def _ranges(shape: tuple[int, ...], regions: Sequence[Region], axis: int) -> tup
 def _forward(module: nn.Module, axis: int, parts: tuple[slice, ...]) -> Any:
     def forward(x: Tensor) -> Tensor:
         y: Tensor = _Outputs.apply(x, module.weight, axis, parts)  # type: ignore[no-untyped-call]  # torch has no types here
-        return y if module.bias is None else y + module.bias
+        bias: Any = module.bias
+        return y if bias is None else y + bias
 
     return forward
 
