@@ -1,310 +1,274 @@
-"""How fast we train, as it is and with `optim.compile`, beside HF Trainer, TRL's SFTTrainer and a loop written by hand.
+"""How fast we train, and in how much memory, beside TRL's SFTTrainer, HF Trainer, PEFT's LoRA and a loop written by hand.
 
-    python benchmarks/train.py                                        # the embedded model, `attention`
+    python benchmarks/train.py --quick --json                         # at most 20 minutes; prints, and writes nothing
+    python benchmarks/train.py                                        # five rounds, every arm; writes results/train.json
     python benchmarks/train.py --model tiny --steps 2 --rounds 1      # seconds: does the script run?
 
-Every arm has the same records, trained parameters, batch and dtype. Arms take turns, round by round, so that a machine that grows busy
-slows all of them. A round's figure is the median over its steps without the first, an arm's the median over its rounds; CPU seconds are
-given too, which a busy machine disturbs less. Ours runs with features cached, which is what a second epoch or a second skill on the same
-pictures sees. The others decode and preprocess a batch's pictures when they collate it, as their users do; their texts are encoded
-beforehand.
+Arms (`arms.py`) take turns, round by round, so that a machine that grows busy slows all of them. A round's figure is the median over its
+steps without the first, an arm's the median over its rounds; CPU seconds are given too, which a busy machine disturbs less.
 
-`required` counts the multiplications and additions that the task asks for: a forward pass and the gradients of the activations over all P
-weights of the language layers (4 P a token), and those of the Pt trained ones (2 Pt).
+`gemm_share` is the work that a selection asks for (`selectune.training.forecast.required`: multiplications and additions of the forward
+pass and of the activations' gradients from the first trained layer on, of the trained weights' gradients, of attention, and of the head at
+labelled positions) a second, as a share of what a square matrix product reaches in the same dtype, measured in every round. Memory is the
+growth of a process of its own above the weights, against masters, moments, gradients of the selection in the weights' dtype, and what the
+layers from the first trained one on keep for their backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import ctypes
 import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from arms import ARMS, LR, MINE, Moment, Race, only
 
-from selectune.components import Selection
 from selectune.models import Model, load
 from selectune.recipe import Data, Optim
-from selectune.records import Encoder, Records, collate, read_records
-from selectune.training import FeatureCache, Session, fit
+from selectune.records import Encoder, Records, read_records
+from selectune.training import FeatureCache, Session, checkpoint, train
+from selectune.training.forecast import Forecast, Load, forecast
+from selectune.training.machine import matrix_rate
 
-LR = 1e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Race:
-    """What all arms have in common."""
-
-    model: Model
-    selection: Selection
-    records: Records
-    samples: list[dict[str, Any]]
-    batch: int
-    steps: int
-    cache: FeatureCache
-    encoder: Encoder
-
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tensors = collate([row["sample"] for row in rows], self.model.tokenizer.pad_token_id or 0)
-        return {**tensors, **self.encoder.pixels(*(row["sample"].pictures for row in rows))}
-
-    def rows(self, step: int) -> list[dict[str, Any]]:
-        return [self.samples[(step * self.batch + place) % len(self.samples)] for place in range(self.batch)]
-
-
-class Rows(Dataset[dict[str, Any]]):
-    """The samples as Hugging Face's trainers want them."""
-
-    def __init__(self, samples: list[dict[str, Any]]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.samples[index]
-
-
-Moment = tuple[float, float]
-"""Wall and CPU time, in seconds."""
-
-
-def now() -> Moment:
-    return time.perf_counter(), time.process_time()
-
-
-class Clock(TrainerCallback):
-    """When each optimizer step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[Moment] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.ends.append(now())
-
-
-def ours(race: Race, *, compiled: bool = False) -> list[Moment]:
-    optim = Optim(lr=LR, batch=race.batch, max_steps=race.steps, compile=compiled)
-    ends = []
-    for _ in fit(race.model, race.selection, race.records, optim, session=Session(features=race.cache)):
-        ends.append(now())
-    return ends
-
-
-def plain(race: Race) -> list[Moment]:
-    race.model.net.train()
-    chosen = [parameter for parameter in race.model.net.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(chosen, lr=LR)
-    ends = []
-    for step in range(race.steps):
-        race.model.net(**race.collate(race.rows(step)), use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(chosen, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ends.append(now())
-    return ends
-
-
-def _arguments(race: Race) -> dict[str, Any]:
-    return {
-        "output_dir": str(Path(tempfile.gettempdir()) / "selectune-benchmark"),
-        "per_device_train_batch_size": race.batch,
-        "max_steps": race.steps,
-        "learning_rate": LR,
-        "use_cpu": race.model.device.type == "cpu",
-        "remove_unused_columns": False,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "bf16": False,
-    }
-
-
-def hugging_face(race: Race) -> list[Moment]:
-    clock = Clock()
-    arguments = TrainingArguments(**_arguments(race))
-    trainer = Trainer(model=race.model.net, args=arguments, train_dataset=Rows(race.samples), data_collator=race.collate, callbacks=[clock])
-    trainer.train()
-    return clock.ends
-
-
-def trl(race: Race) -> list[Moment]:
-    from datasets import Dataset as Table
-    from trl import SFTConfig, SFTTrainer
-
-    clock = Clock()
-    numbers = Table.from_dict({"number": list(range(len(race.samples)))})
-    arguments = SFTConfig(**_arguments(race), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, gradient_checkpointing=False)
-    trainer = SFTTrainer(
-        model=race.model.net,
-        args=arguments,
-        train_dataset=numbers,
-        data_collator=lambda rows: race.collate([race.samples[row["number"]] for row in rows]),
-        processing_class=race.model.processor,
-        callbacks=[clock],
-    )
-    trainer.train()
-    return clock.ends
-
-
-ARMS: dict[str, Callable[[Race], list[Moment]]] = {
-    "ours": ours,
-    "compiled": partial(ours, compiled=True),
-    "plain": plain,
-    "hf": hugging_face,
-    "trl": trl,
+SELECTIONS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention",),
+    "gate-and-up": ("gate-and-up",),
+    "upper-attention": ("language.layers[50%:].attn.{q,k,v,o}",),
+    "upper-gate-and-up": ("upper-gate-and-up",),
+    "projector": ("projector",),
+    "language": ("language",),
 }
-OURS = ("ours", "compiled")
+ADAPTED = ("attention", "gate-and-up", "upper-attention", "upper-gate-and-up")
+"""Selections that LoRA can be put on."""
+QUICK = dict.fromkeys(SELECTIONS, ("first", "ours", "trl")) | {"attention": ("first", "ours", "trl", "hf", "plain", "lora", "peft")}
+QUICK_MINUTES = 14.0
+"""For the rounds; the rest is for memory, of these selections alone."""
+QUICK_MEMORY = ("attention", "upper-attention", "language")
+RESULTS = Path(__file__).parent / "results" / "train.json"
 
 
-@contextmanager
-def only(model: Model, selection: Selection) -> Iterator[None]:
-    """Inside, the selection and nothing else needs gradients; afterwards its values are what they were."""
-    parameters = dict(model.net.named_parameters())
-    chosen = {name: parameters[name] for name in selection.parameters}
-    before = {name: parameter.detach().clone() for name, parameter in chosen.items()}
-    model.net.requires_grad_(False)
-    for parameter in chosen.values():
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        model.net.eval()
-        with torch.no_grad():
-            for name, parameter in chosen.items():
-                parameter.copy_(before[name])
-                parameter.grad = None
-
-
-def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Floating-point operations a second of a square matrix product: the median of nine."""
-    left = torch.randn(size, size).to(dtype)
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        left @ left
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(times[1:])
-
-
-def required(race: Race) -> float:
-    """Floating-point operations a step needs: (4 P + 2 Pt) for each token that is no padding."""
-    weights = {
-        component for component in race.model.map.components if component.name.startswith("language.layers") and len(component.shape) > 1
-    }
-    trained = sum(component.elements for component in race.selection.components if component in weights)
-    tokens = statistics.mean(len(row["sample"].input_ids) for row in race.samples) * race.batch
-    return tokens * (4 * sum(component.elements for component in weights) + 2 * trained)
-
-
-def prepare(name: str, options: argparse.Namespace) -> Race:
+def prepare(name: str, options: argparse.Namespace) -> tuple[Model, Records]:
+    """The model, and an epoch of records."""
+    count = options.batch * options.steps
     if name == "tiny":
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
         from training_fixtures import examples, tiny_model
 
-        model, records = tiny_model(dtype=torch.bfloat16), examples(16)
-    else:
-        model = load(name)
-        records = read_records(Data(source=options.data, split="train", limit=options.batch * options.steps))
+        return tiny_model(dtype=torch.bfloat16), examples(count)
+    return load(name), read_records(Data(source=options.data, split="train", limit=count))
+
+
+def race(model: Model, records: Records, selection: str, options: argparse.Namespace) -> Race:
     encoder = Encoder(model.processor)
-    samples = [{"sample": encoder.encode(record)} for record in records]
-    selection = model.map.select(options.select.split(","))
     return Race(
         model=model,
-        selection=selection,
+        selection=model.map.select(SELECTIONS.get(selection, (selection,)), tie="allow"),
         records=records,
-        samples=samples,
+        samples=[{"sample": encoder.encode(record)} for record in records],
         batch=options.batch,
         steps=options.steps,
-        cache=FeatureCache(),
         encoder=encoder,
     )
 
 
-def measure(race: Race, rounds: int) -> dict[str, list[Moment]]:
-    """Wall and CPU seconds a step, of every arm in every round."""
-    race.cache.of(race.model, race.encoder, [picture for row in race.samples for picture in row["sample"].pictures])
-    taken: dict[str, list[Moment]] = {name: [] for name in ARMS}
-    for turn in range(rounds):
-        names = list(ARMS)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            with only(race.model, race.selection):
-                ends = ARMS[name](race)
-            spans = [(late[0] - early[0], late[1] - early[1]) for early, late in itertools.pairwise(ends)]
-            taken[name].append((statistics.median(wall for wall, _ in spans), statistics.median(cpu for _, cpu in spans)))
-            wall, cpu = taken[name][-1]
-            print(f"round {turn + 1} of {rounds}: {name} {wall:.2f} s a step, {cpu:.2f} CPU s", file=sys.stderr, flush=True)
-    return taken
+def arms_of(selection: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """Which arms run for a selection."""
+    if options.arms:
+        chosen = tuple(options.arms.split(","))
+    elif options.quick:
+        chosen = QUICK.get(selection, QUICK["language"])
+    else:
+        chosen = tuple(name for name in ARMS if name != "compiled")
+    return tuple(name for name in ARMS if name in chosen and (name not in ("lora", "peft") or selection in ADAPTED))
 
 
-def ratios(seconds: dict[str, float]) -> dict[str, float]:
-    """How many times as fast ours and ours compiled are as each of the others."""
-    return {f"{mine}/{name}": other / seconds[mine] for mine in OURS for name, other in seconds.items() if name not in OURS}
+Taken = dict[str, dict[str, list[Moment]]]
+"""By selection and arm: wall and CPU seconds a step, one of each round."""
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def measure(races: dict[str, Race], options: argparse.Namespace) -> tuple[Taken, list[float]]:
+    """All arms in every round, and the matrix rate of each; what would end after `--minutes` is not begun, but once each."""
+    taken: Taken = {name: {arm: [] for arm in arms_of(name, options)} for name in races}
+    rates: list[float] = []
+    started, longest = time.perf_counter(), 0.0
+    for turn in range(options.rounds):
+        for name, one in races.items():
+            begun = time.perf_counter()
+            if options.minutes and turn and begun - started + longest > 60 * options.minutes:
+                return taken, rates
+            rates.append(matrix_rate(one.model.net.dtype, device=one.device.type, times=9))
+            arms = list(taken[name])
+            others = [arm for arm in arms if arm not in MINE]
+            # `first` and `ours` by turns before and after the others, in this order.
+            mine = [arm for arm in arms if arm in MINE]
+            for arm in mine + others if turn % 2 == 0 else others + mine:
+                with only(one.model, one.selection):
+                    spans = ARMS[arm](one)
+                wall, cpu = (statistics.median(span[place] for span in spans) for place in (0, 1))
+                taken[name][arm].append((wall, cpu))
+                print(f"round {turn + 1}: {name}, {arm}: {wall:.3f} s a step, {cpu:.3f} CPU s", file=sys.stderr, flush=True)
+            longest = max(longest, time.perf_counter() - begun)
+    return taken, rates
+
+
+def need(one: Race, *, begins: str) -> Forecast:
+    """What a step of a race asks for; the last label is a target only, so nothing is read at its place."""
+    lengths = [len(row["sample"].input_ids) for row in one.samples]
+    labels = statistics.mean(row["sample"].supervised for row in one.samples)
+    picture = max((row["sample"].input_ids.count(getattr(one.model.net.config, "image_token_id", -1)) for row in one.samples), default=0)
+    shape: dict[str, Any] = {"rows": one.batch, "length": round(statistics.mean(lengths)) - 1, "labels": round(labels * one.batch)}
+    loaded = Load(**shape, picture=picture, kept=len(one.samples), begins=begins)  # type: ignore[arg-type]
+    return forecast(one.model, one.selection, Optim(batch=one.batch), loaded)
+
+
+def ratios(rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """How many times as fast: `attention/trl` is ours from the second epoch on, `attention-first-epoch/trl` in the first."""
+    found: dict[str, float] = {}
+    for name, arms in rates.items():
+        for arm, label in (("ours", name), ("first", f"{name}-first-epoch"), ("compiled", f"{name}-compiled"), ("lora", f"{name}-lora")):
+            others = [other for other in arms if other not in MINE and (other == "peft") <= (arm != "first")]
+            found |= {f"{label}/{other}": arms[arm] / arms[other] for other in others if arm in arms}
+    return found
+
+
+def memory_of(selection: str, options: argparse.Namespace) -> dict[str, float]:
+    """Memory of one training in a process of its own, and its checkpoint's bytes."""
+    command = [sys.executable, __file__, "--memory", selection, "--model", options.model, "--data", options.data]
+    command += ["--batch", str(options.batch), "--steps", str(options.steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def grown(selection: str, options: argparse.Namespace) -> dict[str, float]:
+    """In this process: the peak above the weights, what must be there, and what was forecast. Linux only."""
+    model, records = prepare(options.model, options)
+    one = race(model, records, selection, options)
+    # What the first training of a process brings with it for good: kernels, libraries, tables.
+    train(model, one.selection, records, Optim(lr=LR, batch=2, max_steps=1), session=Session(features=FeatureCache()))
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    optim = Optim(lr=LR, batch=one.batch, max_steps=one.steps + 1, save_every=one.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(features=FeatureCache(), checkpoint_dir=Path(folder))
+        found = train(model, one.selection, records, optim, session=session)
+        peak = _status("VmHWM") - before
+        delta, rest = checkpoint.sizes(checkpoint.written(Path(folder))[-1])
+    expected = need(one, begins="cut" if found.reasons["cut"].startswith("yes") else "start").memory
+    floor = expected.masters + expected.moments + one.selection.elements * model.net.dtype.itemsize + expected.activations
+    return {
+        "peak": peak,
+        "floor": floor,
+        "forecast": expected.above,
+        "weights": expected.parameters,
+        "checkpoint": delta,
+        "checkpoint_optimizer": rest,
+    }
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def machine() -> dict[str, Any]:
+    """What ran this, and what else it had to do."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "load": list(os.getloadavg()),
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "trl", "peft")},
+    }
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="a model's name, or tiny")
     parser.add_argument("--data", default="embedded:digits")
-    parser.add_argument("--select", default="attention", help="patterns, with commas between them")
+    parser.add_argument("--select", default=",".join(SELECTIONS), help="names, with commas between them")
+    parser.add_argument("--arms", default="", help="with commas between them; none: all but compiled")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="where the JSON goes; else to stdout")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--steps", type=int, default=4, help="counted steps of an arm in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=0.0, help="begin nothing after the first round that would end later; 0: no limit")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out")
+    parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="at most 20 minutes: fewer arms, and rounds as time allows")
+    parser.add_argument("--json", action="store_true", help="print the result and write nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
+    options = parser.parse_args(given)
     if options.steps < 2:
         parser.error("--steps must be at least 2: the first step is not counted")
-    race = prepare(options.model, options)
-    dtype = next(race.model.net.parameters()).dtype
-    taken = measure(race, options.rounds)
-    wall = {name: statistics.median(moment[0] for moment in moments) for name, moments in taken.items()}
-    cpu = {name: statistics.median(moment[1] for moment in moments) for name, moments in taken.items()}
-    peak, need = matmul_rate(dtype), required(race)
+    if options.quick:
+        options.steps, options.minutes = min(options.steps, 3), options.minutes or QUICK_MINUTES
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> dict[str, Any]:
+    options = arguments(given)
+    if options.memory:
+        print(json.dumps(grown(options.memory, options)))
+        return {}
+    names = options.select.split(",")
+    described = machine()
+    model, records = prepare(options.model, options)
+    races = {name: race(model, records, name, options) for name in names}
+    # Hugging Face's trainers print to stdout, which is the result's.
+    with redirect_stdout(sys.stderr):
+        taken, squares = measure(races, options)
+    wall = {name: {arm: statistics.median(one[0] for one in rounds) for arm, rounds in arms.items()} for name, arms in taken.items()}
+    cpu = {name: {arm: statistics.median(one[1] for one in rounds) for arm, rounds in arms.items()} for name, arms in taken.items()}
+    speed = {name: {arm: options.batch / seconds for arm, seconds in arms.items()} for name, arms in wall.items()}
+    square = statistics.median(squares)
+    works = {name: need(one, begins="cut").work for name, one in races.items()}
+    weighed = [name for name in names if not options.no_memory and (not options.quick or name in QUICK_MEMORY)]
+    memory = {name: memory_of(name, options) for name in weighed}
     result = {
+        "machine": described | {"load_after": list(os.getloadavg())},
+        "dtype": str(model.net.dtype).removeprefix("torch."),
         "model": options.model,
-        "selection": options.select,
-        "trained": race.selection.elements,
-        "dtype": str(dtype),
-        "device": race.model.device.type,
-        "threads": torch.get_num_threads(),
-        "batch": race.batch,
-        "steps": race.steps,
-        "rounds": options.rounds,
-        "tokens_per_sample": statistics.mean(len(row["sample"].input_ids) for row in race.samples),
-        "samples_per_second": {name: race.batch / seconds for name, seconds in wall.items()},
-        "seconds_per_step": {name: [moment[0] for moment in moments] for name, moments in taken.items()},
-        "cpu_seconds_per_step": {name: [moment[1] for moment in moments] for name, moments in taken.items()},
-        "ratios": ratios(wall),
-        "ratios_by_cpu_time": ratios(cpu),
-        "matmul_flops_per_second": peak,
-        "required_flops_per_step": need,
-        "share_of_matmul_rate": {name: need / seconds / peak for name, seconds in wall.items()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "trl")},
+        "batch": options.batch,
+        "steps": options.steps,
+        "rounds": {name: len(next(iter(arms.values()))) for name, arms in taken.items()},
+        "tokens_per_sample": statistics.mean(len(row["sample"].input_ids) for row in races[names[0]].samples),
+        "labels_per_sample": statistics.mean(row["sample"].supervised for row in races[names[0]].samples),
+        "trained": {name: one.selection.elements for name, one in races.items()},
+        "samples_per_s": speed,
+        "ratios": ratios(speed),
+        "ratios_by_cpu_time": ratios({name: {arm: 1 / max(s, 1e-9) for arm, s in arms.items()} for name, arms in cpu.items()}),
+        "square_product_per_s": square,
+        "required_per_step": {name: vars(work) | {"total": work.total} for name, work in works.items()},
+        "gemm_share": {name: works[name].total / arms["ours"] / square for name, arms in wall.items() if "ours" in arms},
+        "memory": memory,
+        "memory_over_floor": {name: row["peak"] / row["floor"] for name, row in memory.items()},
+        "checkpoint_share": {name: row["checkpoint"] / row["weights"] for name, row in memory.items()},
+        "seconds_per_step": {name: {arm: [one[0] for one in rounds] for arm, rounds in arms.items()} for name, arms in taken.items()},
     }
     text = json.dumps(result, indent=2)
-    if options.out is None:
+    if options.json:
         print(text)
     else:
         options.out.write_text(text + "\n", encoding="utf-8")
-        for name, value in result["ratios"].items():
-            print(f"{name}: {value:.2f}", file=sys.stderr)
+        for label, value in result["ratios"].items():
+            print(f"{label}: {value:.2f}", file=sys.stderr)
     return result
 
 

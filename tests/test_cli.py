@@ -169,7 +169,7 @@ def test_plan_prints_and_trains_nothing(done: tuple[Path, dict[str, Any]], tmp_p
     found = document("plan", folder / "recipe.yaml", "--set", "optim.max_steps=3")
     assert [phase["steps"] for phase in found["phases"]] == [3, 3]
     text = call("plan", folder / "recipe.yaml").stdout
-    assert "memory, a rough estimate" in text
+    assert "memory, a forecast" in text
     assert "⟦" in text
 
 

@@ -17,6 +17,7 @@ from selectune.cli.screen import Screen
 if TYPE_CHECKING:
     from selectune.components import ComponentMap, Portions, Selection, Span
     from selectune.pipeline import Plan
+    from selectune.records import Shown
 
 
 def map_(
@@ -53,10 +54,12 @@ def plan(recipe: RecipeArgument, *, sets: Sets = None, registry: RegistryUrl = D
 
     with Screen(as_json=as_json) as screen:
         read = read_recipe(recipe, sets or ())
-        from selectune.pipeline import load_any
+        from selectune.pipeline import load_any, sketch
         from selectune.pipeline import plan as make
 
-        made = make(read, lambda name: load_any(name, registry))
+        # What `choose` measures is the weights.
+        load = load_any if read.choose is not None and not read.choose.taken else sketch
+        made = make(read, lambda name: load(name, registry))
         screen.show(made.to_json(), lambda console: _print_plan(console, made))
 
 
@@ -131,9 +134,10 @@ def _print_plan(console: Console, made: Plan) -> None:
     for name, count, elements in made.families:
         table.add_row(name, f"{count:,}", f"{elements:,}")
     console.print(table)
-    table = _table("phase", "source", "records", "steps", "batch", "rate")
+    table = _table("phase", "source", "records", "steps", "batch", "rate", "s a step")
     for phase in made.phases:
-        table.add_row(phase.name, phase.source, f"{phase.records:,}", f"{phase.steps:,}", str(phase.batch), f"{phase.lr:g}")
+        seconds = "" if phase.seconds is None else f"{phase.seconds:.2g}"
+        table.add_row(phase.name, phase.source, f"{phase.records:,}", f"{phase.steps:,}", str(phase.batch), f"{phase.lr:g}", seconds)
     console.print(table)
     table = _table("measured", "role", "kind", "n")
     for task, role, kind, n in made.tests:
@@ -143,15 +147,23 @@ def _print_plan(console: Console, made: Plan) -> None:
     console.print(f"gate: {gate}")
     memory = made.memory
     parts = {"weights": memory.parameters, "masters": memory.masters, "moments": memory.moments, "gradients": memory.gradients}
-    shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in {**parts, "activations": memory.activations}.items())
-    console.print(f"memory, a rough estimate: {memory.total / 1e9:.2f} GB ({shown})")
-    sample = made.sample
+    parts |= {"activations": memory.activations, "logits": memory.logits, "kept": memory.kept, "heap": memory.heap}
+    shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    console.print(f"memory, a forecast: {memory.total / 1e9:.2f} GB at the peak ({shown}; not all of it at once)")
+    console.print(made.fits, markup=False)
+    for change in made.changes:
+        console.print(f"  {change.setting}: {change.total / 1e9:.2f} GB", markup=False)
+    if made.sample is not None:
+        _print_sample(console, made.sample)
+    for note in made.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _print_sample(console: Console, sample: Shown) -> None:
     console.print(f"a sample ({sample.record_id}): {sample.tokens} tokens, {sample.supervised} labelled, between ⟦ and ⟧")
     console.print(sample.text, markup=False)
     for name, shape in sample.pixels.items():
         console.print(f"{name}: {list(shape)}", markup=False)
-    for note in made.notes:
-        console.print(f"note: {note}", markup=False)
 
 
 def _table(*headings: str) -> Table:

@@ -10,7 +10,7 @@ from selectune.pipeline.progress import Progress, Silent
 if TYPE_CHECKING:
     from selectune.pipeline.checkpoint import save_checkpoint
     from selectune.pipeline.comparing import Comparison, compare
-    from selectune.pipeline.planning import Plan, plan
+    from selectune.pipeline.planning import Plan, plan, sketch
     from selectune.pipeline.running import resume, run, run_all
     from selectune.pipeline.single import measure, read_numbers, train_skill
     from selectune.pipeline.versions import load_any, load_version, locate_any, map_any, save_full
@@ -33,13 +33,14 @@ __all__ = [
     "run_all",
     "save_checkpoint",
     "save_full",
+    "sketch",
     "train_skill",
 ]
 
 _HOMES = {
     "checkpoint": ("save_checkpoint",),
     "comparing": ("Comparison", "compare"),
-    "planning": ("Plan", "plan"),
+    "planning": ("Plan", "plan", "sketch"),
     "running": ("resume", "run", "run_all"),
     "single": ("measure", "read_numbers", "train_skill"),
     "versions": ("load_any", "load_version", "locate_any", "map_any", "save_full"),

@@ -1,47 +1,36 @@
-"""What a recipe would do, before anything is trained."""
+"""What a recipe would do, before anything is trained: for a folder or the embedded model, before its weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selectune.errors import ModelError
+from selectune.hashing import Manifest
+from selectune.models import Model, providers
 from selectune.pipeline.preparing import prepare
 from selectune.pipeline.stages import lessons
+from selectune.pipeline.versions import ARCHITECTURE, load_any, outlined
 from selectune.records import Encoder, Shown
-from selectune.training.adapter import matrix_elements
 from selectune.training.cut import first_layer
+from selectune.training.forecast import Forecast, Load, Memory, forecast, in_pictures, outline
+from selectune.training.machine import UNKNOWN, Machine, measure
+from selectune.training.room import Change, advice, changes, free
 from selectune.training.schedule import Schedule
+from selectune.training.tracing import Pass, Span, trace
 
 if TYPE_CHECKING:
-    from selectune.models import Model
     from selectune.pipeline.preparing import Prepared
     from selectune.pipeline.stages import Lesson
     from selectune.recipe import Recipe
+    from selectune.records import Record
 
-# Korthikanti et al. (2022), arXiv 2205.05198, equation 2 without attention scores, which fused attention never stores: 34 bytes a
-# token and hidden unit for 16-bit activations of one layer.
-ACTIVATION_BYTES = 34
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """An estimate of the memory that training takes, in bytes."""
-
-    parameters: int
-    masters: int
-    """fp32 copies of the selected elements."""
-    moments: int
-    """Adam's two, fp32."""
-    gradients: int
-    """In the parameters' own dtype."""
-    activations: int
-    """Rough: of the layers from the first selected one on, for the longest of a few records at the recipe's micro-batch."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.parameters + self.masters + self.moments + self.gradients + self.activations
+LOOKED_AT = 64
+"""Records of each source whose lengths are looked at."""
+LETTERS = 4
+"""Of a token, where there is no tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +44,8 @@ class PlannedPhase:
     steps: int
     lr: float
     batch: int
+    seconds: float | None
+    """A step, as forecast for this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +55,8 @@ class Plan:
     recipe: str
     digest: str
     model: str
-    model_id: str
+    model_id: str | None
+    """None where no weights were read."""
     elements: int
     """Of the whole model."""
     selected: int
@@ -75,7 +67,15 @@ class Plan:
     """Task, role, kind, records."""
     gate: dict[str, Any]
     memory: Memory
-    sample: Shown
+    """Of the phase that takes most."""
+    fits: str
+    """Whether that is free on this machine, and what to change if not."""
+    changes: tuple[Change, ...]
+    """What would make it smaller, one by one; only where it does not fit."""
+    reasons: dict[str, str]
+    """How parts of the forecast were found."""
+    sample: Shown | None
+    """None where there is no tokenizer, as for ``arch:MODEL_TYPE``."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -84,65 +84,168 @@ class Plan:
         value["memory"] = {"estimate": True, **asdict(self.memory), "total": self.memory.total}
         value["families"] = [dict(zip(("component", "count", "elements"), row, strict=True)) for row in self.families]
         value["tests"] = [dict(zip(("task", "role", "kind", "n"), row, strict=True)) for row in self.tests]
-        value["sample"] = {**asdict(self.sample), "pixels": {name: list(shape) for name, shape in self.sample.pixels.items()}}
+        if self.sample is not None:
+            value["sample"]["pixels"] = {name: list(shape) for name, shape in self.sample.pixels.items()}
         return value
 
 
-def plan(recipe: Recipe, load: Callable[[str], Model]) -> Plan:
-    """The plan of a recipe; `load` gives its model. Trains nothing. Raises what `run` raises before its first step."""
-    prepared = prepare(recipe.resolved(), load)
-    recipe = prepared.recipe
+def plan(recipe: Recipe, load: Callable[[str], Model], *, timed: bool = True) -> Plan:
+    """The plan of a recipe; `load` gives its model, with weights or, as `sketch` does, without. Trains nothing.
+
+    Unless `timed` is false, this machine's rates are measured, which takes some seconds. Raises what `run` raises before its first step.
+    """
+    quantised = recipe.quantise
+    # What is held in fewer bits is worked out from shapes: nothing is quantised to find out.
+    prepared = prepare(recipe.resolved().model_copy(update={"quantise": None, "shard": False}), load)
     model, selection, examples = prepared.model, prepared.selection, prepared.examples
-    encoder = Encoder(model.processor)
+    recipe = prepared.recipe.model_copy(update={"quantise": quantised, "shard": recipe.shard})
+    encoder = None if model.processor is None else Encoder(model.processor)
     first = next(iter(examples.train.values()))
     sample = next((record for record in first if record.pictures), first[0])
+    taught = lessons(prepared)
+    loads = [_load(model, lesson, encoder) for lesson in taught]
+    machine = _machine(model, prepared, loads) if timed else UNKNOWN
+    found = [
+        forecast(model, lesson.selection, lesson.optim, one, machine=machine, quantised=quantised)
+        for lesson, one in zip(taught, loads, strict=True)
+    ]
+    most = max(range(len(found)), key=lambda index: found[index].memory.total)
+    total, room = found[most].memory.total, free()
+    smaller = () if total <= room else changes(model, taught[most].selection, taught[most].optim, loads[most], quantised=quantised)
+    notes = () if encoder is not None else (f"there is no tokenizer: {LETTERS} letters are counted as one token",)
     return Plan(
         recipe=recipe.name,
         digest=recipe.digest,
         model=model.name,
-        model_id=model.id,
+        model_id=model.id if len(model.manifest) else None,
         elements=model.map.elements,
         selected=selection.elements,
         families=tuple(selection.table()),
-        phases=tuple(_phase(lesson, recipe.seed) for lesson in lessons(prepared)),
+        phases=tuple(_phase(lesson, recipe.seed, one) for lesson, one in zip(taught, found, strict=True)),
         tests=tuple((task.name, task.role, task.kind, len(task.records)) for task in examples.suite.tasks),
         gate=recipe.gate.model_dump(mode="json"),
-        memory=_memory(prepared, encoder),
-        sample=encoder.describe(sample),
-        notes=examples.notes,
+        memory=found[most].memory,
+        fits=advice(total, room, smaller),
+        changes=smaller,
+        reasons=dict(found[most].reasons),
+        sample=None if encoder is None else encoder.describe(sample),
+        notes=(*examples.notes, *notes),
     )
 
 
-def _phase(lesson: Lesson, seed: int) -> PlannedPhase:
-    pools = tuple(len(records) for records in lesson.keeping.replay.values())
-    steps = Schedule(n=len(lesson.records), optim=lesson.optim, seed=seed, replayed=lesson.keeping.share, pools=pools).total
+def sketch(name: str, registry: str) -> Model:
+    """A model by any of its names for a plan: without weights where a plan needs none, that is for folders, ``embedded`` and ``arch:TYPE``.
+
+    Its tensors are on the meta device, its manifest is empty, and of an architecture there is no processor. Raises as `load_any`.
+    """
+    folder = Path(name).expanduser()
+    if name.startswith(ARCHITECTURE):
+        net, found = outlined(name, registry)
+        return Model(name=name, net=_in_dtype(net, "bfloat16"), processor=None, map=found, manifest=Manifest({}))
+    if name == "embedded":
+        return _embedded()
+    if name in providers() or not (folder / "config.json").is_file():
+        return load_any(name, registry)
+    from transformers import AutoProcessor
+
+    net, found = outlined(name, registry)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        then = "Save the processor into the folder with save_pretrained."
+        raise ModelError(f"transformers cannot load its processor ({reason})", where=f"model {name}", then=then) from error
+    return Model(name=name, net=_in_dtype(net, "float32"), processor=processor, map=found, manifest=Manifest({}))
+
+
+def _in_dtype(net: Any, otherwise: str) -> Any:
+    """In the dtype that its configuration tells, in which its files are then loaded."""
+    import torch
+
+    dtype = net.config.dtype or getattr(torch, otherwise)
+    return net.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
+
+
+def _embedded() -> Model:
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    from selectune import embedded
+    from selectune.components import map_model
+    from selectune.embedded import parts, tower
+
+    tower.register()
+    with torch.device("meta"):
+        net = LlavaForConditionalGeneration._from_config(parts.config(), dtype=torch.bfloat16).eval()
+    return Model(name=embedded.NAME, net=net, processor=embedded.processor(), map=map_model(net, embedded.NAME), manifest=Manifest({}))
+
+
+def _phase(lesson: Lesson, seed: int, found: Forecast) -> PlannedPhase:
     return PlannedPhase(
         name=lesson.name,
         kind=lesson.kind,
         source=lesson.data.source,
         records=len(lesson.records),
-        steps=steps,
+        steps=_schedule(lesson, seed).total,
         lr=lesson.optim.lr,
         batch=lesson.optim.batch,
+        seconds=found.seconds,
     )
 
 
-def _memory(prepared: Prepared, encoder: Encoder) -> Memory:
-    net = prepared.model.net
-    size = net.dtype.itemsize
-    tokens = trained = gradients = 0
-    for lesson in lessons(prepared):
-        adapter, elements = lesson.optim.adapter, lesson.selection.elements
-        count, width = (elements, size) if adapter is None else (matrix_elements(lesson.selection, adapter), 4)
-        trained, gradients = max(trained, count), max(gradients, width * count)
-        longest = max(len(encoder.encode(record).input_ids) for record in lesson.records[:16])
-        tokens = max(tokens, longest * (lesson.optim.micro_batch or lesson.optim.batch))
-    config = net.config.get_text_config()
-    layers = config.num_hidden_layers - first_layer(prepared.selection)
-    return Memory(
-        parameters=sum(parameter.numel() * parameter.element_size() for parameter in net.parameters()),
-        masters=4 * trained,
-        moments=8 * trained,
-        gradients=gradients,
-        activations=ACTIVATION_BYTES * size // 2 * tokens * config.hidden_size * layers,
+def _schedule(lesson: Lesson, seed: int = 0) -> Schedule:
+    pools = tuple(len(records) for records in lesson.keeping.replay.values())
+    return Schedule(n=len(lesson.records), optim=lesson.optim, seed=seed, replayed=lesson.keeping.share, pools=pools)
+
+
+def _load(model: Model, lesson: Lesson, encoder: Encoder | None) -> Load:
+    """What a step of a lesson is given, by the longest of its first records."""
+    optim, records = lesson.optim, lesson.records[:LOOKED_AT]
+    image = getattr(model.net.config, "image_token_id", -1)
+    if encoder is None:
+        each = _image_tokens(model.net.config)
+        sizes = [_guessed(record, each) for record in records]
+    else:
+        encoded = [encoder.encode(record) for record in records]
+        sizes = [(len(one.input_ids), one.supervised, one.input_ids.count(image)) for one in encoded]
+    rows = min(optim.micro_batch or optim.batch, optim.batch)
+    cut = optim.cache_features and first_layer(lesson.selection) > 0 and _schedule(lesson).repeats
+    return Load(
+        rows=rows,
+        # The last label is a target only: nothing is read at its place.
+        length=max(2, max(length for length, _, _ in sizes) - 1),
+        labels=max(1, round(rows * sum(labels for _, labels, _ in sizes) / len(sizes))),
+        passes=-(-optim.batch // rows),
+        picture=max(picture for _, _, picture in sizes),
+        kept=len(lesson.records) if optim.cache_features else 0,
+        begins="cut" if cut else "start",
     )
+
+
+def _guessed(record: Record, each: int) -> tuple[int, int, int]:
+    """Tokens, labels and image tokens of a record, without a tokenizer."""
+    words = dict.fromkeys(("user", "assistant", "system"), 0)
+    for message in record.messages:
+        words[message.role] += sum(len(part) for part in message.parts if isinstance(part, str)) // LETTERS + 1
+    pictures = each * len(record.pictures)
+    return sum(words.values()) + pictures, words["assistant"], pictures
+
+
+def _image_tokens(config: Any) -> int:
+    """Of one picture, where a configuration says so: by its own count, else one a patch."""
+    told = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
+    if told:
+        return int(told)
+    vision = getattr(config, "vision_config", None)
+    side, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
+    return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else 1024
+
+
+def _machine(model: Model, prepared: Prepared, loads: Sequence[Load]) -> Machine:
+    """This machine's rates, its matrix rate for the products of the first lesson."""
+    selection, net = prepared.selection, outline(model.net)
+    span = Span(first=first_layer(selection), below=in_pictures(selection) is not None, rows=loads[0].rows, length=loads[0].length)
+    traced = trace(net, model.map, selection.parameters, span)
+    if not isinstance(traced, Pass) or not traced.products:
+        return measure(net.dtype)
+    return measure(net.dtype, traced.products)

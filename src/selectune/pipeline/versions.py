@@ -47,7 +47,7 @@ def map_any(name: str, registry: str) -> ComponentMap:
 
     Raises ModelError, and NotYet for an architecture whose default configuration does not build.
     """
-    return _outline(name, registry)[1]
+    return outlined(name, registry)[1]
 
 
 def locate_any(name: str, registry: str) -> tuple[ComponentMap, tuple[tuple[Stored, ...], ...]]:
@@ -57,7 +57,7 @@ def locate_any(name: str, registry: str) -> tuple[ComponentMap, tuple[tuple[Stor
     """
     from selectune.components.disk import disk_names, follow, in_files
 
-    net, found = _outline(name, registry)
+    net, found = outlined(name, registry)
     folder = None if name.startswith(ARCHITECTURE) else weight_folder(found.model)
     slots = read_slots(folder) if folder is not None and has_weights(folder) else {}
     if slots:
@@ -67,8 +67,8 @@ def locate_any(name: str, registry: str) -> tuple[ComponentMap, tuple[tuple[Stor
     return found, tuple(tuple(replace(one, name=in_files(one.name, slots, prefix) or one.name) for one in row) for row in rows)
 
 
-def _outline(name: str, registry: str) -> tuple[PreTrainedModel, ComponentMap]:
-    """A model, without weights where they are not needed, and its map."""
+def outlined(name: str, registry: str) -> tuple[PreTrainedModel, ComponentMap]:
+    """A network, on the meta device where a configuration is enough for it, and its map."""
     if name.startswith(ARCHITECTURE):
         net = build_architecture(name.removeprefix(ARCHITECTURE))
         return net, map_model(net, name)

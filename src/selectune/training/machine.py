@@ -5,19 +5,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from selectune.components import map_model
+from selectune.training.tracing import Pass, Product, Span, trace
 
 if TYPE_CHECKING:
     from selectune.training.forecast import Work
-    from selectune.training.tracing import Pass
 
 SHARE = 0.6
 """Of the matrix rate, where a pass could not be traced: what plain loops were seen to reach."""
-_LARGEST = 2e10
+_LARGEST = 5e9
 """Multiplications and additions of a product that is timed; rows of a larger one are left out."""
 
 
@@ -47,38 +51,72 @@ class Machine:
 
 
 UNKNOWN = Machine()
+"""A CPU of which no rate is known: memory alone is forecast."""
 
 
-def measure(dtype: torch.dtype, products: Mapping[tuple[int, int, int], int] | None = None, device: str = "cpu") -> Machine:
-    """This machine's rates in `dtype`, in about a second; the matrix rate is that of `products` (shape and count), or of a square one."""
+SQUARE: Mapping[Product, int] = {(2048, 2048, 2048, False, False): 1}
+"""The product by which machines are compared."""
+
+
+def measure(dtype: torch.dtype, products: Mapping[Product, int] = SQUARE, device: str = "cpu") -> Machine:
+    """This machine's rates in `dtype`, in about two seconds; the matrix rate is that of `products`, such as a traced pass has them."""
+    call = _call(device)
     return Machine(
         device=device,
-        rate=matrix_rate(dtype, products or {(2048, 2048, 2048): 1}, device),
-        bandwidth=_bandwidth(dtype, device),
-        call=_call(device),
+        rate=matrix_rate(dtype, products, device),
+        bandwidth=_bandwidth(dtype, device, call),
+        call=call,
         streaming=_streaming(device),
     )
 
 
-def matrix_rate(dtype: torch.dtype, products: Mapping[tuple[int, int, int], int], device: str = "cpu", times: int = 3) -> float:
-    """Multiplications and additions a second over products of (rows, inner, columns), each as often as it occurs: medians of `times`."""
+def matrix_rate(dtype: torch.dtype, products: Mapping[Product, int] = SQUARE, device: str = "cpu", times: int = 3) -> float:
+    """Multiplications and additions a second over all the products, each as often as it occurs: medians of `times`."""
     flops = seconds = 0.0
-    for (rows, inner, columns), count in products.items():
-        few = max(1, min(rows, int(_LARGEST / (2 * inner * columns))))
-        left, right = torch.randn(few, inner, device=device).to(dtype), torch.randn(columns, inner, device=device).to(dtype)
-        one = _median(lambda left=left, right=right: left @ right.t(), device, times)  # type: ignore[misc]
+    for (rows, inner, columns, *turned), count in products.items():
+        share = min(1.0, _LARGEST / (2 * rows * inner * columns))
+        # Of a large product fewer rows, or of a weight's gradient, whose inner size is the tokens, fewer of these.
+        few, short = (rows, max(1, int(inner * share))) if turned[0] else (max(1, int(rows * share)), inner)
+        left, right = _matrix(few, short, turned[0], dtype, device), _matrix(short, columns, turned[1], dtype, device)
+        one = _median(lambda left=left, right=right: left @ right, device, times)  # type: ignore[misc]  # each call has its own
         flops += 2.0 * rows * inner * columns * count
-        seconds += one * rows / few * count
+        seconds += one * (rows * inner) / (few * short) * count
     return flops / seconds
 
 
-def _bandwidth(dtype: torch.dtype, device: str) -> float:
-    """Of a product and of a change of dtype, in 16 bits and in fp32 by turns, on tensors of a few MB, as layers have them."""
-    left, right = torch.randn(1 << 20, device=device).to(dtype), torch.randn(1 << 20, device=device).to(dtype)
-    wide = left.float()
-    moved = (3 * left.nbytes) + (left.nbytes + wide.nbytes) + 3 * wide.nbytes
-    seconds = [_median(call, device, 5) for call in (lambda: left * right, lambda: left.to(torch.float32, copy=True), lambda: wide * wide)]
-    return moved / sum(seconds)
+def _matrix(rows: int, columns: int, turned: bool, dtype: torch.dtype, device: str) -> Tensor:
+    made = torch.randn((columns, rows) if turned else (rows, columns), device=device).to(dtype)
+    return made.t() if turned else made
+
+
+def _bandwidth(dtype: torch.dtype, device: str, call: float) -> float:
+    """Of all that layers do between products: what a small tower's pass takes beyond its products and its calls."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=4, **sizes)
+    with torch.device("meta"):
+        shapes = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+    span = Span(first=0, below=False, rows=32, length=64, device=device)
+    traced = trace(shapes, map_model(shapes, "the machine"), [name for name, _ in shapes.named_parameters() if "attn" in name], span)
+    assert isinstance(traced, Pass)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        net = LlamaForCausalLM._from_config(config, dtype=dtype).eval().requires_grad_(False)
+        states = torch.randn(span.rows, span.length, 256).to(dtype)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_("attn" in name)
+
+    def run() -> Tensor:
+        net.zero_grad(set_to_none=True)
+        with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext():
+            output: Tensor = net.model(inputs_embeds=states, use_cache=False).last_hidden_state
+            output.backward(states)
+        return output
+
+    taken = _median(run, device, 5) - sum(2 * m * k * n * count for (m, k, n, *_), count in traced.products.items()) / matrix_rate(
+        dtype, traced.products, device
+    )
+    return traced.moved / max(taken - traced.operations * call, 0.1 * taken)
 
 
 def _streaming(device: str) -> float:

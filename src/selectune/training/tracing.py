@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from selectune.network import parameters
 from selectune.training.cut import find_layers
@@ -33,6 +33,10 @@ _FAILURES = (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError,
 _VIEWS = frozenset({"view", "transpose", "expand", "slice", "t", "permute", "unsqueeze", "squeeze", "detach", "alias", "select", "split"})
 _VIEWS |= {"_unsafe_view", "as_strided", "chunk", "unbind", "_reshape_alias", "split_with_sizes", "empty", "sym_size"}
 """Operations that move nothing."""
+
+
+Product = tuple[int, int, int, bool, bool]
+"""Rows, inner size and columns of a matrix product, and whether its left and its right side lie transposed in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,8 @@ class Pass:
     """Calls into torch's kernels."""
     largest: int
     """Bytes of the largest tensor that is made on the way."""
-    products: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    """How often each matrix product (rows, inner, columns) occurs; batches of products are counted by `flops` alone."""
+    products: dict[Product, int] = field(default_factory=dict)
+    """How often each matrix product occurs; batches of products are counted by `flops` and `moved` alone."""
 
 
 class _Tape(TorchDispatchMode):
@@ -61,7 +65,7 @@ class _Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.moved = self.operations = self.largest = 0
-        self.products: dict[tuple[int, int, int], int] = {}
+        self.products: dict[Product, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -73,9 +77,9 @@ class _Tape(TorchDispatchMode):
         self.largest = max(self.largest, *(one.nbytes for one in outputs), 0)
         if name in ("mm", "addmm"):
             left, right = args[-2:]
-            shape = (left.shape[0], left.shape[1], right.shape[1])
+            shape = (left.shape[0], left.shape[1], right.shape[1], not left.is_contiguous(), not right.is_contiguous())
             self.products[shape] = self.products.get(shape, 0) + 1
-        elif func.overloadpacket not in flop_registry:
+        else:
             inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
             self.moved += sum(one.numel() * one.element_size() for one in (*inputs, *outputs))
         return made
