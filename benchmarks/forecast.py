@@ -93,7 +93,7 @@ def run(case: Case) -> dict[str, Any]:
     """Trains for a few steps in this process, and says what was forecast and what came."""
     from training_fixtures import attention, examples, tiny_model
 
-    batch = case.rows * case.portions
+    load_before, batch = os.getloadavg()[0], case.rows * case.portions
     if case.model == "embedded":
         model, records = load("embedded"), read_records(Data(source="embedded:digits", split="train", limit=2 * batch))
     else:
@@ -131,7 +131,7 @@ def run(case: Case) -> dict[str, Any]:
         "memory": {"forecast": found.memory.above, "measured": peak, "ratio": found.memory.above / peak},
         "seconds": {"forecast": found.seconds, "measured": measured, "ratio": found.seconds / measured},
         "parts": dict(vars(found.memory)),
-        "load": os.getloadavg()[0],
+        "load_before": load_before,
     }
 
 

