@@ -12,7 +12,10 @@ import torch
 from torch import distributed
 
 from keeping_fixtures import keeping, renamed
-from selectune.errors import NotYet
+from selectune.delta import Snapshot, snapshot
+from selectune.hashing import manifest
+from selectune.models import Model
+from selectune.network import parameters
 from selectune.training import train
 from selectune.training.sharding import shard
 from training_fixtures import examples, optim, tiny_model
@@ -27,39 +30,57 @@ TERMS: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "every term": {},
     "kept answers": {"distill": {"top_k": 6}, "anchors": {"data": "x", "batch": 3, "top_k": 6}},
+    "portions": {},
+    "base": {"distill": {"teacher": "base"}, "anchors": {"data": "x", "batch": 3, "teacher": "base"}},
+    "slices": {},
 }
+SETTINGS: dict[str, dict[str, Any]] = {"portions": {"micro_batch": 1, "batch": 3}}
+FAMILIES = {"slices": "phi3"}
+PATTERNS = {"slices": ("language.layers.*.attn.q", "gate-and-up")}
+
+
+def begun(case: str) -> tuple[Model, Snapshot | None]:
+    """The model that a case trains; for `base` it is already another one than the base, which is given beside it."""
+    model = tiny_model(FAMILIES.get(case, "llama"))
+    if case != "base":
+        return model, None
+    before = snapshot(model, model.map.select(("attention",)))
+    found = parameters(model.net)
+    with torch.no_grad():
+        for name in model.map.select(("attention",)).parameters:
+            found[name].mul_(1.1)
+    return model.updated(manifest(model.net)), before
 
 
 def trained(case: str, *, sharded: bool = False) -> dict[str, Any]:
-    """The case trained in this process, or in the group that it belongs to; over shards with the terms that they can have."""
-    model = tiny_model("llama")
+    """The case trained in this process, or in the group that it belongs to, where the model may be sharded."""
+    model, base = begun(case)
     old = renamed(examples(5, pictures=False), "old ")
-    given = keeping({**TERMS, **CASES[case]}, ewc=old[:3], replay={"earlier": old}, anchors=old)
-    refused = ""
+    given = keeping({**TERMS, **CASES[case]}, ewc=old[:3], replay={"earlier": old}, anchors=old, base=base)
     if sharded:
         model = shard(model)
-        try:
-            train(model, model.map.select(("attention",)), examples(pictures=False), optim(), keeping=given)
-        except NotYet as error:
-            refused = str(error)
-        given = keeping({"l2sp": 0.05, "replay": {"share": 0.25}}, replay={"earlier": old})
-    done = train(model, model.map.select(("attention",)), examples(pictures=False), optim(lr=1e-3, eps=1e-3), keeping=given)
+    settings = optim(lr=1e-3, eps=1e-3, **SETTINGS.get(case, {}))
+    done = train(model, model.map.select(PATTERNS.get(case, ("attention",))), examples(pictures=False), settings, keeping=given)
     return {
         "child": done.delta.child,
         "kept": [dict(step.kept) for step in done.steps],
         "norms": [s.grad_norm for s in done.steps],
-        "refused": refused,
+        "delta": done.delta,
     }
 
 
-def main(rank: int, folder: str, sharded: bool) -> None:
-    """One process of two: trains each case, and writes what came of it."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+def main(rank: int, folder: str, world: int, sharded: bool) -> None:
+    """One process of `world`: trains each case, and writes what came of it."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     try:
         found = {case: trained(case, sharded=sharded) for case in CASES}
+        for case, one in found.items():
+            delta = one.pop("delta")
+            if rank == 0:
+                delta.save(Path(folder) / f"{case}.delta")
         (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     finally:
         distributed.destroy_process_group()

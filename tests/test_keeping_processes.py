@@ -1,24 +1,26 @@
-"""What holds old skills over two processes is what it is in one."""
+"""What holds old skills over several processes is what it is in one, whole or in shards."""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from keeping_fixtures import keeping, renamed
-from keeping_processes import CASES, main, trained
-from selectune.training import train
-from training_fixtures import examples, optim, tiny_model
+from keeping_processes import CASES, begun, main, trained
+from selectune.delta import Delta, apply
+from selectune.network import parameters
+
+alone = cache(trained)
 
 
-def spawned(folder: Path, *, sharded: bool) -> list[dict[str, Any]]:
-    """What two processes found."""
-    torch.multiprocessing.spawn(main, args=(str(folder), sharded), nprocs=2)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+def spawned(folder: Path, world: int, *, sharded: bool) -> list[dict[str, Any]]:
+    """What each process found."""
+    torch.multiprocessing.spawn(main, args=(str(folder), world, sharded), nprocs=world)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
 def close(left: dict[str, Any], right: dict[str, Any]) -> bool:
@@ -29,23 +31,15 @@ def close(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 
 @pytest.mark.slow
-def test_two_processes_keep_what_one_does(tmp_path: Path) -> None:
-    first, second = spawned(tmp_path, sharded=False)
-    assert first == second
+@pytest.mark.parametrize(("world", "sharded"), [(2, False), (2, True), (4, False), (4, True)])
+def test_several_processes_keep_what_one_does(world: int, sharded: bool, tmp_path: Path) -> None:
+    first, *others = spawned(tmp_path, world, sharded=sharded)
+    assert all(other == first for other in others)
     for case in CASES:
-        alone = trained(case)
-        assert [set(kept) for kept in alone["kept"]] == [{"distill", "anchors", "l2sp", "ewc"}] * 4
-        assert close(first[case], alone)
-
-
-@pytest.mark.slow
-def test_shards_are_pulled_and_replayed_and_other_terms_are_refused_with_the_reason(tmp_path: Path) -> None:
-    first, second = spawned(tmp_path, sharded=True)
-    assert first == second
-    model = tiny_model("llama")
-    old = renamed(examples(5, pictures=False), "old ")
-    given = keeping({"l2sp": 0.05, "replay": {"share": 0.25}}, replay={"earlier": old})
-    alone = train(model, model.map.select(("attention",)), examples(pictures=False), optim(lr=1e-3, eps=1e-3), keeping=given)
-    for found in first.values():
-        assert "need each process to hold the selection whole, and it is sharded" in found["refused"]
-        assert close(found, {"kept": [step.kept for step in alone.steps], "norms": [step.grad_norm for step in alone.steps]})
+        assert [set(kept) for kept in alone(case)["kept"]] == [{"distill", "anchors", "l2sp", "ewc"}] * 4
+        assert close(first[case], alone(case)), case
+        models = [begun(case)[0] for _ in range(2)]
+        apply(models[0], alone(case)["delta"])
+        apply(models[1], Delta.load(tmp_path / f"{case}.delta"))
+        for name, value in parameters(models[0].net).items():
+            assert torch.allclose(value, parameters(models[1].net)[name], atol=2e-4), (case, name)

@@ -122,7 +122,7 @@ def test_another_training_cannot_go_on_from_it(change: str, tmp_path: Path) -> N
     settings = optim(save_every=4, **({"lr": 0.5} if change == "lr" else {}))
     named = {"lr": r"optim\.lr was 0\.01, is 0\.5"}.get(change, f"{change} was")
     with pytest.raises(ResumeError, match=named):
-        next(fit(again, selection, records, settings, seed=int(change == "seed"), session=Session(resume=tmp_path)))
+        next(fit(again, selection, records, settings, session=Session(seed=int(change == "seed"), resume=tmp_path)))
 
 
 def test_the_interval_of_saving_may_change(tmp_path: Path) -> None:

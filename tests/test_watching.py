@@ -229,16 +229,16 @@ def test_an_alarm_that_stops_writes_the_state_and_the_rest_is_the_same(tmp_path:
 
 @pytest.mark.slow
 def test_a_run_with_a_step_left_out_has_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from selectune.training import loop
+    from selectune.training.stepping import Stepper
 
-    own = loop._Run._step
+    own = Stepper.make
 
     def broken(self: Any, number: int) -> Step:
         if number == 3:
             raise Diverged("step 3: the loss is nan and the gradient's norm nan; samples: r7", where="training")
         return own(self, number)
 
-    monkeypatch.setattr(loop._Run, "_step", broken)
+    monkeypatch.setattr(Stepper, "make", broken)
     model = save_model(tiny.llama(), tmp_path / "model")
     optim = {"lr": 0.05, "batch": 8, "max_steps": 5, "warmup": 0.0, "save_every": 1}
     recipe = read_recipe(write_recipe(tmp_path, model, watch={"not_finite": "warn"}, optim=optim))

@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "attention": {"family": "llava", "patterns": ("attention",)},
     "slices": {"family": "phi3", "patterns": ("language.layers.*.attn.q", "gate-and-up")},
     "projector": {"family": "llava", "patterns": ("projector", "language.layers.1.attn.q"), "optim": {"cache_features": False}},
+    "projector alone": {"family": "llava", "patterns": ("projector",), "optim": {"cache_features": False, "batch": 2}},
     "micro": {"family": "llama", "patterns": ("attention",), "optim": {"micro_batch": 1, "batch": 3}},
     "cut": {"family": "llama", "patterns": ("language.layers[1:].*",), "optim": {"max_steps": 9}},
     "adapter": {"family": "llama", "patterns": ("attention",), "optim": {"adapter": {"rank": 2}}},

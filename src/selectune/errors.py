@@ -14,15 +14,33 @@
     │   │   └── WrongParent             a delta for another parent
     │   ├── ResumeError                 a checkpoint of another recipe, other data or another selection
     │   ├── RegistryError               an unknown id or name, a move that is not allowed
+    │   ├── KeyFileError                a key file that cannot be used
+    │   ├── DocumentError               a policy, a signed document or a bundle that is not written as it must be
     │   ├── MissingPackage (ImportError)    an optional package is needed
     │   ├── StorageError (OSError)      a disk is full, a folder cannot be written
+    │   ├── DoesNotFit (MemoryError)    a training takes more memory than there is
     │   └── NotYet (NotImplementedError)    known, wanted, not built
     ├── CheckFailed                     a check said no                                  exit code 1
     │   ├── SelectionViolated (RuntimeError)    something outside the selection moved, or something inside did not
     │   ├── SameModel                   an "updated" model whose weights equal the base
     │   ├── Diverged (ArithmeticError)  the loss is not a finite number
     │   ├── Alarmed (RuntimeError)      a rule of `watch` stopped a training
-    │   └── VerifyFailed                the registry is not what its hashes say
+    │   ├── LooksSpent                  a set of test records has judged as many updates as the gate allows
+    │   ├── VerifyFailed                the registry is not what its hashes say
+    │   └── Untrusted                   a signature, an approval or the policy says no
+    │       ├── BadSignature            a signature that does not fit what it is said to sign
+    │       │   └── OtherBytes          a signature of a folder that fits, over files that are others now
+    │       ├── UnknownKey              a key that the policy does not have, or another than the one that was asked for
+    │       ├── RevokedKey              a key that the policy has revoked
+    │       ├── WrongRole               a person without the role that this needs
+    │       ├── WrongMeaning            an approval of another update, or for another name
+    │       ├── StaleApproval           the record is not what it was when it was approved
+    │       ├── OwnApproval             an author approves an update of theirs
+    │       ├── NotApproved             approvals are missing
+    │       ├── VerdictRefused          the gate's word is none that the policy lets this name have
+    │       ├── RevokedVersion          an update that was revoked
+    │       ├── PolicyRefused           a policy that no administrator of the one before it has signed
+    │       └── ClockApart              two clocks tell times that are too far apart
     ├── Stopped                         a signal; the state was written                  exit code 130
     └── ProcessLost (RuntimeError)      another process of a training is gone            exit code 1
 """
@@ -95,12 +113,24 @@ class RegistryError(InputError):
     """An unknown id or name, or a move that is not allowed."""
 
 
+class KeyFileError(InputError):
+    """A key file cannot be read, opened or written, or others may read it."""
+
+
+class DocumentError(InputError):
+    """A policy, a signed document or a bundle is not written as it must be."""
+
+
 class MissingPackage(InputError, ImportError):
     """An optional package is needed; the message says how to install it."""
 
 
 class StorageError(InputError, OSError):
     """A disk is full, or a folder cannot be written."""
+
+
+class DoesNotFit(InputError, MemoryError):
+    """A training takes more memory than there is; the message says what makes it smaller."""
 
 
 class NotYet(InputError, NotImplementedError):
@@ -129,8 +159,68 @@ class Alarmed(CheckFailed, RuntimeError):
     """A rule of the recipe's `watch` stopped a training; what it had learned was written, where there is a folder for it."""
 
 
+class LooksSpent(CheckFailed):
+    """A set of test records has judged as many updates as the gate's `looks` allow."""
+
+
 class VerifyFailed(CheckFailed):
     """The registry is not what its hashes say."""
+
+
+class Untrusted(CheckFailed):
+    """A signature, an approval or the policy says no."""
+
+
+class BadSignature(Untrusted):
+    """A signature does not fit what it is said to sign."""
+
+
+class OtherBytes(BadSignature):
+    """A folder's signature is whole, and the folder's files are not those that were signed."""
+
+
+class UnknownKey(Untrusted):
+    """A key that the policy does not have, or another than the one that was asked for."""
+
+
+class RevokedKey(Untrusted):
+    """A key that the policy has revoked; nothing that it signed counts any more."""
+
+
+class WrongRole(Untrusted):
+    """The person has not the role that this needs."""
+
+
+class WrongMeaning(Untrusted):
+    """A signed approval says another update, another name or another role than it is used for."""
+
+
+class StaleApproval(Untrusted):
+    """The record is not what it was when it was approved."""
+
+
+class OwnApproval(Untrusted):
+    """An author approves an update of theirs, and the policy does not let one person do both."""
+
+
+class NotApproved(Untrusted):
+    """Approvals are missing that the policy asks for."""
+
+
+class VerdictRefused(Untrusted):
+    """The gate's word on an update is none that the policy lets this name have."""
+
+
+class RevokedVersion(Untrusted):
+    """An update that was revoked: it is neither loaded nor given a name."""
+
+
+class PolicyRefused(Untrusted):
+    """A policy that no administrator of the one before it has signed, or that does not follow it."""
+
+
+class ClockApart(Untrusted):
+    """Two clocks tell times that are further apart than the policy allows."""
 
 
 class Stopped(SelectuneError):

@@ -20,6 +20,7 @@ __all__ = [
     "buffers",
     "class_name",
     "hold_still",
+    "holds_shards",
     "hosts",
     "is_sharded",
     "local",
@@ -159,6 +160,11 @@ def hold_still(net: nn.Module) -> None:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a shard of the tensor alone (FSDP2's DTensor)."""
     return type(tensor).__name__ == "DTensor" or type(getattr(tensor, "data", None)).__name__ == "DTensor"
+
+
+def holds_shards(net: nn.Module) -> bool:
+    """Whether any parameter is sharded, so that every pass is made by all processes together."""
+    return any(is_sharded(parameter) for parameter in net.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:

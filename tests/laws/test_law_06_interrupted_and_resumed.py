@@ -24,7 +24,7 @@ SETTINGS = optim(max_steps=6, epochs=1.0, micro_batch=3)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_state_that_goes_on_to_the_same_delta(number: signal.Signals, dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_model(dtype=dtype)
-    straight = train(model, attention(model), examples(), SETTINGS, seed=3)
+    straight = train(model, attention(model), examples(), SETTINGS, session=Session(seed=3))
 
     def interrupt(step: Step) -> None:
         if step.n == 2:
@@ -32,13 +32,13 @@ def test_a_signal_leaves_a_state_that_goes_on_to_the_same_delta(number: signal.S
 
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=rf"{number.name} after step 2 of 6; the state is written\. Go on .*resume .*checkpoint-00000002"):
-        train(model, attention(model), examples(), SETTINGS, seed=3, session=Session(checkpoint_dir=tmp_path, on_step=interrupt))
+        train(model, attention(model), examples(), SETTINGS, session=Session(seed=3, checkpoint_dir=tmp_path, on_step=interrupt))
     assert signal.getsignal(number) is before
     assert manifest(model.net).id == model.id
 
     torch.manual_seed(99)
     fresh = tiny_model(dtype=dtype)
-    resumed = train(fresh, attention(fresh), examples(), SETTINGS, seed=3, session=Session(resume=tmp_path))
+    resumed = train(fresh, attention(fresh), examples(), SETTINGS, session=Session(seed=3, resume=tmp_path))
     assert resumed.delta.digest == straight.delta.digest
     assert [(step.n, step.loss, step.grad_norm) for step in resumed.steps] == [
         (step.n, step.loss, step.grad_norm) for step in straight.steps

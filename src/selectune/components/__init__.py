@@ -4,7 +4,7 @@ Nothing here imports torch until a model is mapped, so that reading a recipe or 
 """
 
 from selectune.components.architecture import known_types, map_architecture
-from selectune.components.component import Component, ComponentMap, Selection
+from selectune.components.component import Component, ComponentMap, Selection, language_layer
 from selectune.components.families import add_families
 from selectune.components.mapping import map_model
 from selectune.components.portions import Portion, Portions, Span, portions
@@ -28,6 +28,7 @@ __all__ = [
     "elements_of",
     "forecast",
     "known_types",
+    "language_layer",
     "map_architecture",
     "map_model",
     "portions",

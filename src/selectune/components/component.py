@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any, Literal, NamedTuple
 from selectune.components.patterns import family
 from selectune.components.slices import Region, covers
 from selectune.errors import QuantisedSelection
+
+_LAYER = re.compile(r"language\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,3 +165,9 @@ def _refuse_quantised(selection: Selection, where: str) -> None:
             where=where,
             then="Quantised weights cannot be trained: keep these parts in bf16 when you quantise the rest, or leave them out.",
         )
+
+
+def language_layer(name: str) -> int | None:
+    """Which layer of the language tower a component's name is of; None for one outside its layers."""
+    match = _LAYER.match(name)
+    return None if match is None else int(match[1])

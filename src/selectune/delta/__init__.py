@@ -12,7 +12,7 @@ from selectune.delta.format import Delta, Part, Touched
 
 if TYPE_CHECKING:
     from selectune.delta.capturing import Captured, capture
-    from selectune.delta.changes import Snapshot, applied, apply, extract, interpolate, onto, restore, revert, snapshot
+    from selectune.delta.changes import Snapshot, after, applied, apply, extract, interpolate, onto, restore, revert, snapshot
 
 __all__ = [
     "Captured",
@@ -20,6 +20,7 @@ __all__ = [
     "Part",
     "Snapshot",
     "Touched",
+    "after",
     "applied",
     "apply",
     "capture",
@@ -35,6 +36,7 @@ _HOMES = {
     "Captured": "capturing",
     "capture": "capturing",
     "Snapshot": "changes",
+    "after": "changes",
     "applied": "changes",
     "apply": "changes",
     "extract": "changes",

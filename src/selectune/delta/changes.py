@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.models import Model
 
-__all__ = ["Snapshot", "applied", "apply", "extract", "interpolate", "net_of", "onto", "restore", "revert", "snapshot"]
+__all__ = ["Snapshot", "after", "applied", "apply", "extract", "interpolate", "net_of", "onto", "restore", "revert", "snapshot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +105,54 @@ def restore(model: Model | torch.nn.Module, before: Snapshot) -> None:
             write(tensors[name], region, bits)
 
 
-def onto(delta: Delta, parent: Manifest) -> Delta:
-    """The same change from another parent, one that has the same bits in every tensor that the delta touches.
+def onto(delta: Delta, parent: Manifest, model: Model | None = None) -> Delta:
+    """The same change from another parent: one that has the same bits in every tensor that the delta touches, or the same numbers.
 
-    So an update that was trained beside a quantised base becomes one of the original, bit for bit, and the other way round. Raises
-    WrongParent where a touched tensor differs.
+    So an update that was trained beside a quantised base, or in fp32, becomes one of the original, and the other way round. Where dtypes
+    differ, `model` is needed, which holds the delta's parent or `parent`; new numbers are then rounded to nearest, once. Raises WrongParent
+    where a touched tensor differs.
     """
-    other = [name for name, one in delta.tensors.items() if name not in parent or parent[name].sha256 != one.old]
+    same = {name for name, one in delta.tensors.items() if name in parent and parent[name].sha256 == one.old}
+    cast: dict[str, Touched] = {}
+    parts = list(delta.parts)
+    if model is not None:
+        tensors = state(model.net)
+        for name in delta.tensors.keys() - same:
+            found = _recast(delta, name, tensors[name], parent[name]) if name in parent and name in tensors else None
+            if found is not None:
+                cast[name] = found[0]
+                parts = [found[1].get(part.slice, part) if part.parameter == name else part for part in parts]
+    other = sorted(delta.tensors.keys() - same - cast.keys())
     if other:
         raise WrongParent(
             f"{len(other)} tensors that the delta touches are others in model {parent.id[:12]}: {', '.join(other[:3])}",
             where="onto",
             then="Give a model whose selected parts are those that were trained.",
         )
-    entries = {name: Entry(dtype=one.dtype, shape=one.shape, sha256=one.new) for name, one in delta.tensors.items()}
-    return replace(delta, parent=parent.id, child=parent.replace(entries).id)
+    moved = replace(delta, parent=parent.id, tensors={**delta.tensors, **cast}, parts=tuple(parts))
+    return replace(moved, child=after(moved, parent).id)
+
+
+def after(delta: Delta, parent: Manifest) -> Manifest:
+    """What the delta makes of its parent's tensors."""
+    return parent.replace({name: Entry(dtype=one.dtype, shape=one.shape, sha256=one.new) for name, one in delta.tensors.items()})
+
+
+def _recast(delta: Delta, name: str, tensor: torch.Tensor, wanted: Entry) -> tuple[Touched, dict[Region | None, Part]] | None:
+    """One touched tensor in another dtype, with its parts by region; None where it does not hold the same numbers."""
+    one = delta.tensors[name]
+    old = tensor.detach().to("cpu", torch_dtype(one.dtype), copy=True)
+    start = old.to(torch_dtype(wanted.dtype), copy=True)
+    if tensor_digest(old) != one.old or tensor_entry(start) != wanted:
+        return None
+    mine = [part for part in delta.parts if part.parameter == name]
+    for part in mine:
+        flip(old, part.slice, part.bits(delta.itemsize(part)))
+    goal = old.to(torch_dtype(wanted.dtype))
+    parts = {
+        part.slice: Part.of(name, part.slice, part.shape, np.bitwise_xor(read(start, part.slice), read(goal, part.slice))) for part in mine
+    }
+    return Touched(dtype=wanted.dtype, shape=wanted.shape, old=wanted.sha256, new=tensor_digest(goal)), parts
 
 
 def _same_tensors(tensors: Mapping[str, torch.Tensor], old: Manifest) -> None:

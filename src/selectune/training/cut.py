@@ -9,8 +9,6 @@ A state is known by what made it: the sample's tokens and pictures, and the byte
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from selectune.components import language_layer
 from selectune.hashing import digest, tensor_digest
 from selectune.network import state, walk
+from selectune.training.content import neighbours, sample_digest
+from selectune.training.features import settings_digest
 from selectune.training.store import Store
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
     from selectune.models import Model
     from selectune.records import Encoded
 
-GROUP = 16
-"""Samples that go through the lower layers at once. Groups are of neighbours by length, whatever order they are trained in: the last bits
-of a product depend on its neighbours, and a resumed run must find the same ones."""
-
-_LAYER = re.compile(r"language\.layers\.(\d+)\.")
 _LATE = ("head", "language.norm")
 
 
@@ -41,27 +37,27 @@ class _Reached(Exception):
 
 def first_layer(selection: Selection) -> int:
     """The first layer of the language tower that anything selected needs: 0 where something before the layers is selected."""
-    found = [(_LAYER.match(component.name), component.name) for component in selection.components]
-    if any(match is None and name not in _LATE and not name.startswith("head.") for match, name in found):
+    found = [(language_layer(component.name), component.name) for component in selection.components]
+    if any(layer is None and name not in _LATE and not name.startswith("head.") for layer, name in found):
         return 0
-    return min((int(match[1]) for match, _ in found if match), default=0)
+    return min((layer for layer, _ in found if layer is not None), default=0)
 
 
 class Cut:
     """The states that enter one layer, kept by sample."""
 
-    def __init__(self, model: Model, layers: nn.ModuleList, index: int, store: Store, samples: Sequence[Encoded]) -> None:
-        self._net: Any = model.net
+    def __init__(
+        self, model: Model, layers: nn.ModuleList, index: int, store: Store, samples: Sequence[Encoded], *, below: str | None = None
+    ) -> None:
+        """`below`: the `digest_below` of this very moment, where it is known."""
         self._layers = layers
         self._index = index
         self._store = store
-        self._samples = samples
-        order = sorted(range(len(samples)), key=lambda number: (len(samples[number].input_ids), number))
-        self._group = {samples[number].record_id: order[at - at % GROUP : at - at % GROUP + GROUP] for at, number in enumerate(order)}
+        self._groups = neighbours(samples)
         self.index = index
         """The first layer that is computed."""
-        self._below = _digest_below(model, index)
-        self._keys = {sample.record_id: _key(self._below, sample) for sample in samples}
+        self._below = below or digest_below(model, index)
+        self._keys = {sample.record_id: (self._below, sample_digest(sample)) for sample in samples}
 
     def states(self, samples: Sequence[Encoded], run: Callable[[Sequence[Encoded]], None]) -> list[Tensor]:
         """What enters the layer for each sample, (its length, hidden size); `run` sends samples through the model, right-padded."""
@@ -73,7 +69,7 @@ class Cut:
             if kept is not None:
                 found[sample.record_id] = kept["states"]
                 continue
-            group = [self._samples[number] for number in self._group[sample.record_id]]
+            group = self._groups[sample.record_id]
             for one, states in zip(group, self._compute(group, run), strict=True):
                 found[one.record_id] = states
                 if self._keys[one.record_id] not in self._store:
@@ -82,19 +78,8 @@ class Cut:
 
     @torch.no_grad()
     def _compute(self, group: Sequence[Encoded], run: Callable[[Sequence[Encoded]], None]) -> list[Tensor]:
-        seen: list[Tensor] = []
-
-        def stop(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            seen.append(inputs[0] if inputs else options["hidden_states"])
-            raise _Reached
-
-        handle = self._layers[self._index].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
+        with entering(self._layers, self._index, stop=True) as seen:
             run(group)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         return [states[: len(sample.input_ids)].clone() for states, sample in zip(seen[0], group, strict=True)]
 
     @contextmanager
@@ -103,24 +88,50 @@ class Cut:
         whole = states[0].new_zeros((len(states), width, states[0].shape[-1]))
         for row, one in enumerate(states):
             whole[row, : min(width, len(one))] = one[:width]
-
-        def enter(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return ((whole, *inputs[1:]), options) if inputs else (inputs, {**options, "hidden_states": whole})
-
-        handle = self._layers[self._index].register_forward_pre_hook(enter, with_kwargs=True)
-        below = list(self._layers[: self._index])
-        before = [layer.__dict__.get("forward") for layer in below]
-        for layer in below:
-            layer.forward = _hand_on
-        try:
+        with begun(self._layers, self._index, whole):
             yield
-        finally:
-            handle.remove()
-            for layer, forward in zip(below, before, strict=True):
-                if forward is None:
-                    del layer.forward
-                else:
-                    layer.forward = forward
+
+
+@contextmanager
+def begun(layers: nn.ModuleList, index: int, states: Tensor) -> Iterator[None]:
+    """Inside, a forward pass begins at layer `index`, which gets `states` (rows, length, hidden); those below hand on what they get."""
+
+    def enter(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return ((states, *inputs[1:]), options) if inputs else (inputs, {**options, "hidden_states": states})
+
+    handle = layers[index].register_forward_pre_hook(enter, with_kwargs=True)
+    below = list(layers[:index])
+    before = [layer.__dict__.get("forward") for layer in below]
+    for layer in below:
+        layer.forward = _hand_on
+    try:
+        yield
+    finally:
+        handle.remove()
+        for layer, forward in zip(below, before, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+@contextmanager
+def entering(layers: nn.ModuleList, index: int, *, stop: bool = False) -> Iterator[list[Tensor]]:
+    """Inside, what enters layer `index` in each forward pass is put into the list; with `stop` the first pass, and the block, end there."""
+    seen: list[Tensor] = []
+
+    def look(_module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        seen.append(inputs[0] if inputs else options["hidden_states"])
+        if stop:
+            raise _Reached
+
+    handle = layers[index].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
 
 
 def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -136,23 +147,16 @@ def find_layers(model: Model, index: int) -> nn.ModuleList | None:
     return None
 
 
-def _digest_below(model: Model, index: int) -> str:
+def digest_below(model: Model, index: int) -> str:
     """64 hex digits for everything that decides what enters the layer: tensors as they are now, and the image processor's settings."""
     late = {
         component.parameter
         for component in model.map.components
         if component.name in _LATE
         or component.name.startswith("head.")
-        or ((match := _LAYER.match(component.name)) is not None and int(match[1]) >= index)
+        or ((layer := language_layer(component.name)) is not None and layer >= index)
     }
     # A tied head is the word embedding too, and that comes first.
     late -= {component.parameter for component in model.map.components if component.tied}
     tensors = {name: tensor_digest(tensor) for name, tensor in state(model.net).items() if name not in late}
-    processor = getattr(model.processor, "image_processor", None)
-    settings = "" if processor is None else hashlib.sha256(processor.to_json_string().encode()).hexdigest()
-    return digest("cut", [index, sorted(tensors.items()), settings])
-
-
-def _key(below: str, sample: Encoded) -> tuple[str, str]:
-    extra = sorted((name, list(values)) for name, values in sample.extra.items())
-    return below, digest("sample", [sample.input_ids, [picture.digest for picture in sample.pictures], extra])
+    return digest("cut", [index, sorted(tensors.items()), settings_digest(model)])

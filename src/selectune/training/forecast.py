@@ -7,12 +7,15 @@ and what is kept of frozen parts. `required` counts the multiplications and addi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
-from selectune.network import class_name, parameters, walk
+from selectune.components import language_layer
+from selectune.network import parameters
+from selectune.quantising import Kind, frozen_linears
+from selectune.recipe import Keep
 from selectune.training.adapter import matrix_elements
 from selectune.training.cut import first_layer
 from selectune.training.features import in_language
@@ -23,9 +26,7 @@ from selectune.training.tracing import Pass, Span, trace
 if TYPE_CHECKING:
     from selectune.components import Component, ComponentMap, Selection
     from selectune.models import Model
-    from selectune.recipe import Optim
-
-Quantised = Literal["int8", "nf4"]
+    from selectune.recipe import Anchors, Distill, Optim
 
 # Korthikanti et al. (2022), arXiv 2205.05198, equation 2 without attention scores, which fused attention never stores: 34 bytes a
 # token and hidden unit for 16-bit activations of one layer. For models that cannot be traced, and for vision towers.
@@ -35,7 +36,6 @@ HOLES = {4: 0.22, 2: 0.35}
 0.1 to 0.3, bf16 0.3 to 0.6. With freed blocks given back at once it was none, and a step took 1.4 times the CPU time."""
 HOLES_BETWEEN, HOLES_OF_GRADIENTS = 0.3, 0.3
 """Further shares: of a pass where a batch is divided into several, and of gradients, which come when activations go."""
-_LAYER = re.compile(r"language\.layers\.(\d+)\.")
 _BEFORE = re.compile("input|pre_attn|pre_attention|1$")
 """In the name of a norm that comes before its layer's attention."""
 _EXPERT = ".moe.experts."
@@ -59,6 +59,38 @@ class Load:
     """Samples whose features, and states at the cut, stay in memory."""
     begins: Literal["cut", "start"] = "start"
     """Where a pass begins: `cut` once the states that enter the first trained layer are kept."""
+    records: int = 0
+    """Samples in all."""
+    keep: Keep = field(default_factory=Keep)
+    """What holds old skills."""
+    anchors: Load | None = None
+    """What a step is given besides, where `keep` has anchors."""
+
+    @classmethod
+    def of(cls, sizes: Sequence[tuple[int, int, int]], optim: Optim, *, records: int, cut: bool) -> Load:
+        """Of samples with so many tokens, labels and image tokens, the longest of which counts; `records` is how many there are in all.
+
+        `cut` says whether passes begin at states that are kept.
+        """
+        rows = min(optim.micro_batch or optim.batch, optim.batch)
+        return cls(
+            rows=rows,
+            # The last label is a target only: nothing is read at its place.
+            length=max(2, max(length for length, _, _ in sizes) - 1),
+            labels=max(1, round(rows * sum(labels for _, labels, _ in sizes) / len(sizes))),
+            passes=-(-optim.batch // rows),
+            picture=max(picture for _, _, picture in sizes),
+            kept=records if optim.cache_features else 0,
+            begins="cut" if cut else "start",
+            records=records,
+        )
+
+    def keeping(self, keep: Keep, anchors: Sequence[tuple[int, int, int]], optim: Optim, *, records: int) -> Load:
+        """The same beside what holds old skills; `anchors` are sizes of prompts, as for `of`, of which there are `records`."""
+        if keep.anchors is None or not anchors:
+            return replace(self, keep=keep)
+        beside = Load.of(anchors, optim.model_copy(update={"batch": keep.anchors.batch}), records=records, cut=self.begins == "cut")
+        return replace(self, keep=keep, anchors=beside)
 
     @property
     def tokens(self) -> int:
@@ -88,13 +120,15 @@ class Memory:
     """The largest tensors that come and go."""
     waiting: int = 0
     """Gradients of one portion that wait while the next one runs."""
+    keep: int = 0
+    """What holds old skills: copies of what is trained as it was at the start, the Fisher information, a teacher's kept answers."""
     heap: int = 0
     """Holes in the C library's heap that fit nothing: freed memory is kept for speed (`training.allocator`)."""
 
     @property
     def above(self) -> int:
         """The peak above the weights. When activations are at their most there are no gradients yet, and the other way round."""
-        steady = self.masters + self.moments + self.kept
+        steady = self.masters + self.moments + self.kept + self.keep
         running = self.activations + self.logits + self.passing + self.waiting
         return steady + max(running, self.gradients) + self.heap
 
@@ -147,24 +181,24 @@ def required(found: ComponentMap, config: Any, selection: Selection, load: Load)
     first, layers = first_layer(selection), text.num_hidden_layers
     begin = first if load.begins == "cut" else 0
     early = is_early(selection)
-    stage = min((_stage(c.name) for c in selection.components if _layer(c.name) == first), default=0)
+    stage = min((_stage(c.name) for c in selection.components if language_layer(c.name) == first), default=0)
     tokens, labels = load.tokens * load.passes, load.labels * load.passes
     active = _share_of_experts(text)
 
     def used(component: Component) -> float:
         """Pairs of a weight and a position that it is used at."""
-        late = _layer(component.name) == layers - 1 and component.name.split(".", 3)[3].startswith(("attn.o", "mlp."))
+        late = language_layer(component.name) == layers - 1 and component.name.split(".", 3)[3].startswith(("attn.o", "mlp."))
         return component.elements * (labels if late else tokens) * (active if _EXPERT in component.name else 1.0)
 
     forward = backward = 0.0
     for component in found.components:
-        layer = _layer(component.name)
+        layer = language_layer(component.name)
         if layer is None or layer < begin or len(component.shape) < 2:
             continue
         forward += used(component)
         if layer > first or (layer == first and (early or _stage(component.name) > stage)):
             backward += used(component)
-    weights = 2 * sum(used(c) for c in selection.components if _layer(c.name) is not None and len(c.shape) > 1)
+    weights = 2 * sum(used(c) for c in selection.components if language_layer(c.name) is not None and len(c.shape) > 1)
     beside = sum(c.elements for c in selection.components if c.name.startswith("projector") and len(c.shape) > 1)
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     scores = 2 * load.rows * load.passes * load.length**2 * width
@@ -185,11 +219,6 @@ def _share_of_experts(text: Any) -> float:
     return used / every if used and every else 1.0
 
 
-def _layer(name: str) -> int | None:
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
-
-
 def _stage(name: str) -> int:
     """How far into its layer a component comes; those of one number stand side by side."""
     role = name.rpartition(".")[2]
@@ -200,7 +229,7 @@ def _stage(name: str) -> int:
 
 
 def forecast(
-    model: Model, selection: Selection, optim: Optim, load: Load, *, machine: Machine = UNKNOWN, quantised: Quantised | None = None
+    model: Model, selection: Selection, optim: Optim, load: Load, *, machine: Machine = UNKNOWN, quantised: Kind | None = None
 ) -> Forecast:
     """What training `selection` is expected to take on `machine`. Only the model's shapes are used; `outline` gives one without weights."""
     net = outline(model.net)
@@ -214,6 +243,12 @@ def forecast(
         why = f"the pass was traced: {traced.saved / 1e6:,.0f} MB in {traced.layers} layers"
     memory = task.memory(traced, machine.device)
     return Forecast(memory=memory, work=work, seconds=machine.step(work, traced, load.passes, task.count), reasons={"activations": why})
+
+
+def rough(model: Model, selection: Selection, optim: Optim, load: Load) -> Memory:
+    """The memory by formulas alone, in milliseconds; no pass is traced."""
+    task = _Task(net=model.net, map=model.map, selection=selection, optim=optim, load=load, quantised=None)
+    return task.memory("not traced", model.device.type)
 
 
 def outline(net: Any) -> Any:
@@ -235,7 +270,7 @@ class _Task:
     selection: Selection
     optim: Optim
     load: Load
-    quantised: Quantised | None
+    quantised: Kind | None
 
     @property
     def first(self) -> int:
@@ -273,8 +308,14 @@ class _Task:
             kept += load.kept * load.picture * width * self.size
         if load.begins == "cut":
             kept += load.kept * load.length * width * self.size
-        logits = 3 * self.size * load.labels * words + 8 * min(load.labels * words, CHUNK.get(device, 1 << 24))
+        # Beside its own logits, their gradient and the loss's: a teacher's, and the divergence's gradient.
+        logits = self._logits(load.labels, 3 + _of_teacher(load.keep.distill), words, device)
         activations, passing = self._activations(traced), 0 if isinstance(traced, str) else 4 * traced.largest
+        if load.anchors is not None:
+            # They come before the batch, in passes of their own, so that the larger of both counts.
+            theirs = activations * load.anchors.tokens // load.tokens
+            seen = self._logits(load.anchors.labels, 2 + _of_teacher(load.keep.anchors), words, device)
+            activations, logits = max((activations, logits), (theirs, seen), key=sum)
         heap = 0.0
         if device == "cpu":
             share = HOLES.get(self.size, HOLES[4]) + (HOLES_BETWEEN if load.passes > 1 else 0.0)
@@ -289,22 +330,36 @@ class _Task:
             kept=kept,
             passing=passing,
             heap=int(heap),
-            waiting=4 * self.count if load.passes > 1 else 0,
+            waiting=4 * self.count if load.passes > 1 or load.anchors is not None else 0,
+            keep=self._keep(words),
         )
+
+    def _logits(self, labels: int, copies: int, words: int, device: str) -> int:
+        return copies * self.size * labels * words + 8 * min(labels * words, CHUNK.get(device, 1 << 24))
+
+    def _keep(self, words: int) -> int:
+        """Of `training.keeping`: what is there from the first step to the last."""
+        keep = self.load.keep
+        taught, pulled = keep.distill is not None or keep.anchors is not None, keep.l2sp is not None or keep.ewc is not None
+        total = 4 * self.selection.elements if keep.ewc is not None else 0
+        if taught or (pulled and not self.adapter):
+            total += 4 * self.count if self.adapter else self.selection.elements * self.size
+        for term, asked in ((keep.distill, self.load), (keep.anchors, self.load.anchors)):
+            if term is not None and asked is not None and term.top_k is not None:
+                # A word's number and the logarithm of its share, and that of all others.
+                total += asked.labels * asked.records // asked.rows * (8 * min(term.top_k, words) + 4)
+        return total
 
     def _weights(self) -> int:
         named = parameters(self.net)
         total = sum(parameter.numel() * parameter.element_size() for parameter in named.values())
         if self.quantised is None:
             return total
-        kept = set(self.selection.parameters) | {c.parameter for c in self.map.components if c.tied or c.name == "head"}
-        for place in walk(self.net):
-            name = f"{place.path}.weight"
-            if class_name(place.module) == "Linear" and name in named and name not in kept:
-                rows, columns = named[name].shape
-                # int8: a scale in fp32 for each row; nf4: one for each 64 weights.
-                packed = rows * columns + 4 * rows if self.quantised == "int8" else rows * columns // 2 + rows * columns // 16
-                total -= rows * columns * self.size - packed
+        for place in frozen_linears(self.net, self.map, self.selection.parameters):
+            rows, columns = named[f"{place.path}.weight"].shape
+            # int8: a scale in fp32 for each row; nf4: one for each 64 weights.
+            packed = rows * columns + 4 * rows if self.quantised == "int8" else rows * columns // 2 + rows * columns // 16
+            total -= rows * columns * self.size - packed
         return total
 
     def _moments(self) -> int:
@@ -331,7 +386,7 @@ class _Task:
         layers = text.num_hidden_layers - self.first
         rough = ACTIVATION_BYTES * self.size // 2 * tokens * text.hidden_size
         saved = rough * layers if isinstance(traced, str) else traced.saved
-        if self.optim.checkpointing:
+        if self.optim.checkpointing is True:
             # While a layer is recomputed, what it has for itself is there beside what waits.
             saved = tokens * text.hidden_size * self.size * layers + 2 * saved // max(layers, 1)
         elif self.adapter:
@@ -342,6 +397,11 @@ class _Task:
         if in_pictures(self.selection) is not None and vision is not None and self.load.picture:
             saved += _of_towers(vision, self.size, self.load)
         return saved
+
+
+def _of_teacher(term: Distill | Anchors | None) -> int:
+    """Copies of the logits that a divergence needs: its gradient, and a teacher's own unless its likeliest words are kept."""
+    return 0 if term is None else 1 + (term.top_k is None)
 
 
 def _of_towers(vision: Any, size: int, load: Load) -> int:

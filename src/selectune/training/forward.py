@@ -7,7 +7,6 @@ reason:
 * `head`: the output embeddings see labelled positions alone. With 3 labels in 40 tokens and 49152 words, that is 93 % of the head's work
 and nearly all of its memory. The rows are picked at the head's own door, so whatever the model does after it (scale, soft cap) stays the
 model's business.
-
 * `late`: so do the last layer's MLP and its attention's output matrix, after which positions no longer meet;
 * `cut`: what enters the first trained layer is kept, and a pass begins there (`training.cut`).
 
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os.path import commonpath
@@ -33,6 +32,7 @@ from selectune.network import walk
 from selectune.training.features import Tower, inject
 from selectune.training.kernels import SHORT, CompiledLayers
 from selectune.training.losses import cross_entropy
+from selectune.training.norms import LeanNorms
 from selectune.training.slicing import PartlyTrained
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class Forward:
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
         self._compiled: CompiledLayers | None = None
         self._partly: PartlyTrained | None = None
+        self._norms: LeanNorms | None = None
+        self._leads_back = False
         self.reasons: dict[str, str] = {"features": why_no_tower, "head": "not settled yet", "cut": why_no_cut}
 
     def batch(self, samples: Sequence[Encoded], *, trim: bool = True) -> Batch:
@@ -150,8 +152,7 @@ class Forward:
         """Logits (targets, vocabulary) of the position before each labelled token, in the order of `batch.targets`."""
         if self._sparse:
             return self._labelled_logits(batch)
-        logits: Tensor = self._net(**batch.inputs, use_cache=False).logits
-        return logits.flatten(0, 1)[batch.where]
+        return self._all_logits(batch)
 
     def losses(self, batch: Batch) -> Tensor:
         """Negative log likelihood (nats, fp32) of each labelled token, in the order of `batch.targets`."""
@@ -163,16 +164,25 @@ class Forward:
         with ExitStack() as stack:
             if self._device.type == "cpu" and batch.inputs["input_ids"].shape[1] <= SHORT:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._leads_back:
+                stack.enter_context(_led_back(self._net.get_input_embeddings()))
             if self._compiled is not None:
                 stack.enter_context(self._compiled.used())
             if self._partly is not None:
                 stack.enter_context(self._partly.used())
+            if self._norms is not None:
+                stack.enter_context(self._norms.used())
             for module in self._late:
                 stack.enter_context(_scattered(module, batch.where))
             if batch.states:
                 assert self._cut is not None
                 stack.enter_context(self._cut.entered(batch.states, batch.inputs["input_ids"].shape[1]))
             yield
+
+    def _all_logits(self, batch: Batch) -> Tensor:
+        """The same, of a head that sees every position."""
+        logits: Tensor = self._net(**batch.inputs, use_cache=False).logits
+        return logits.flatten(0, 1)[batch.where]
 
     def _labelled_logits(self, batch: Batch) -> Tensor:
         assert self._head is not None
@@ -209,41 +219,52 @@ class Forward:
             self._settle_compiled(samples, expected)
 
     def _settle_features(self, samples: Sequence[Encoded], tower: Tower, expected: Tensor) -> None:
-        try:
-            self._tower = tower
-            batch = self.batch(samples)
-            found = self._net(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.where]
-            self.reasons["features"] = _verdict(found, expected, _tolerance(expected))
-        except REFUSALS as error:
-            self.reasons["features"] = f"no: {type(error).__name__}: {str(error)[:200]}"
-        if self.reasons["features"].startswith("no"):
+        self._tower = tower
+        if not self._shows("features", samples, self._all_logits, expected):
             self._tower = None
 
     def _settle_head(self, samples: Sequence[Encoded], expected: Tensor) -> None:
         if self._head is None:
             self.reasons["head"] = "no: the model names no output embeddings"
             return
-        try:
-            found = self._labelled_logits(self.batch(samples))
-            self.reasons["head"] = _verdict(found, expected, _tolerance(expected))
-        except REFUSALS as error:
-            self.reasons["head"] = f"no: {type(error).__name__}: {str(error)[:200]}"
-        self._sparse = self.reasons["head"].startswith("yes")
+        self._sparse = self._shows("head", samples, self._labelled_logits, expected)
 
     def _settle_late(self, samples: Sequence[Encoded], expected: Tensor) -> None:
         if not self._last:
             self.reasons["late"] = "no: the last layer has no dense MLP"
             return
-        try:
-            self._late = self._last
-            batch = self.batch(samples)
-            with self.kernels(batch):
-                found = self._labelled_logits(batch)
-            self.reasons["late"] = _verdict(found, expected, _tolerance(expected))
-        except REFUSALS as error:
-            self.reasons["late"] = f"no: {type(error).__name__}: {str(error)[:200]}"
-        if self.reasons["late"].startswith("no"):
+        self._late = self._last
+        if not self._shows("late", samples, self._on_kernels(self._labelled_logits), expected):
             self._late = ()
+
+    def _settle_cut(self, samples: Sequence[Encoded], cut: Cut, expected: Tensor) -> None:
+        self._cut = cut
+        if self._shows("cut", samples, self._on_kernels(self._all_logits), expected):
+            self.reasons["cut"] += f"; passes begin at layer {cut.index}"
+        else:
+            self._cut = None
+
+    def _shows(self, name: str, samples: Sequence[Encoded], logits: Callable[[Batch], Tensor], expected: Tensor) -> bool:
+        """Whether a shortcut that was just put in gives the expected logits; the verdict is in `reasons`."""
+        try:
+            self.reasons[name] = _verdict(logits(self.batch(samples)), expected, _tolerance(expected))
+        except REFUSALS as error:
+            self.reasons[name] = f"no: {type(error).__name__}: {str(error)[:200]}"
+        return self.reasons[name].startswith("yes")
+
+    def _on_kernels(self, logits: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+        def run(batch: Batch) -> Tensor:
+            with self.kernels(batch):
+                return logits(batch)
+
+        return run
+
+    def lead_back(self) -> None:
+        """Lets every pass have a backward one from now on, down to the embeddings, whatever of the selection it reaches.
+
+        Over shards a backward pass is made by all processes or by none, and a text reaches nothing of a selected projector.
+        """
+        self._leads_back = True
 
     def train_partly(self, parts: PartlyTrained) -> None:
         """Takes weight gradients of the selected outputs alone from now on; not with compiled layers, which have code of their own."""
@@ -251,17 +272,11 @@ class Forward:
             self._partly = parts
             self.reasons["slices"] = f"yes: {len(parts)} linear layers are trained in part, and take gradients of that part alone"
 
-    def _settle_cut(self, samples: Sequence[Encoded], cut: Cut, expected: Tensor) -> None:
-        try:
-            self._cut = cut
-            batch = self.batch(samples)
-            with self.kernels(batch):
-                found = self._net(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.where]
-            self.reasons["cut"] = f"{_verdict(found, expected, _tolerance(expected))}; passes begin at layer {cut.index}"
-        except REFUSALS as error:
-            self.reasons["cut"] = f"no: {type(error).__name__}: {str(error)[:200]}"
-        if self.reasons["cut"].startswith("no"):
-            self._cut = None
+    def lean_norms(self, norms: LeanNorms) -> None:
+        """Takes the short derivative of frozen norms from now on; not with compiled layers."""
+        if len(norms) and self._compiled is None:
+            self._norms = norms
+            self.reasons["norms"] = f"yes: {len(norms)} RMS norms have a derivative of their own"
 
     def _settle_compiled(self, samples: Sequence[Encoded], expected: Tensor) -> None:
         """Unlike the other shortcuts this one was asked for, so a model that cannot have it is an error and no reason."""
@@ -271,7 +286,7 @@ class Forward:
         try:
             # With gradients, as every step has them: else a second version would be compiled for nothing.
             with torch.enable_grad(), self.kernels(batch):
-                found = self._net(**batch.inputs, use_cache=False).logits.detach().flatten(0, 1)[batch.where]
+                found = self._all_logits(batch).detach()
         except REFUSALS as error:
             raise ModelError(
                 f"the language layers cannot be compiled: {type(error).__name__}: {str(error)[:200]}",
@@ -292,6 +307,20 @@ def _only(head: nn.Module, where: Tensor) -> Iterator[None]:
         return (args[0].flatten(0, 1)[where].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _led_back(embeddings: nn.Module) -> Iterator[None]:
+    """Inside, what the embeddings give has a gradient, which nobody asks for."""
+
+    def begin(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + output.new_zeros(()).requires_grad_()  # no leaf itself: some models write pictures into it
+
+    handle = embeddings.register_forward_hook(begin)
     try:
         yield
     finally:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from selectune.components import views
-from selectune.components.slices import Region
+from selectune.components.slices import Region, mask
 from selectune.network import class_name
 from selectune.training.adapter import refused
 
@@ -81,10 +80,7 @@ class Lora:
         """Lets the matrices reach the regions of `weight` alone."""
         if not len(wrapper.lora_A):
             raise refused(self.title, f"a part of {name} is selected, and PEFT adapts an embedding as a whole")
-        inside = torch.zeros(weight.shape, dtype=torch.bool)
-        for region in ranges:
-            for view in views(inside, region):
-                view.fill_(True)
+        inside = mask(tuple(weight.shape), ranges)
         # As (experts, outputs, inputs), which is how PEFT sees it.
         inside = inside if inside.ndim == 3 else inside.flatten(1).unsqueeze(0)
         is_packed = hasattr(wrapper, "num_experts")

@@ -11,16 +11,20 @@ CHUNK = {"cpu": 1 << 20}
 """Logits that are held in fp32 at once, by device type: 4 MiB on a CPU, so that they stay in its cache; else 64 MiB."""
 
 
+def chunks(logits: Tensor) -> list[slice]:
+    """The rows of logits (N, vocabulary) in portions that are held in fp32 one after the other."""
+    rows = max(1, CHUNK.get(logits.device.type, 1 << 24) // logits.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Computes the gradient with the value, chunk by chunk: softmax minus one-hot. Nothing in fp32 survives but one number a row."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        rows = max(1, CHUNK.get(logits.device.type, 1 << 24) // logits.shape[1])
         losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(logits), rows):
-            part = slice(start, start + rows)
+        for part in chunks(logits):
             log_shares = torch.log_softmax(logits[part].float(), dim=-1)
             aims = targets[part].unsqueeze(1)
             losses[part] = -log_shares.gather(1, aims).squeeze(1)

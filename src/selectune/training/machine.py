@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selectune.components import map_model
+from selectune.training.norms import LeanNorms
 from selectune.training.tracing import Pass, Product, Span, trace
 
 if TYPE_CHECKING:
@@ -106,9 +107,11 @@ def _bandwidth(dtype: torch.dtype, device: str, call: float) -> float:
     for name, parameter in net.named_parameters():
         parameter.requires_grad_("attn" in name)
 
+    norms = LeanNorms(net)
+
     def run() -> Tensor:
         net.zero_grad(set_to_none=True)
-        with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext(), norms.used():
             output: Tensor = net.model(inputs_embeds=states, use_cache=False).last_hidden_state
             output.backward(states)
         return output

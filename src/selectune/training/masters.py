@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from selectune.components.slices import Region, boxes
 from selectune.errors import InputError, MissingPackage
-from selectune.network import is_sharded, parameters
-from selectune.training.sharding import local_views
+from selectune.training.parts import Parts, parameter_of
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -35,50 +32,28 @@ class Masters:
 
     def __init__(self, net: nn.Module, selection: Selection, optim: Optim) -> None:
         """Copies the selection in fp32. Raises InputError for an empty one."""
-        found = parameters(net)
-        self._regions = dict(selection.parameters)
-        if not self._regions:
+        if not selection.parameters:
             raise InputError("the selection is empty", where="select", then="Name at least one component: selectune map MODEL lists them.")
-        self._owners: dict[str, nn.Parameter] = {name: found[name] for name in self._regions}
-        live = {
-            f"{name}#{number}": view
-            for name, owner in self._owners.items()
-            for number, view in enumerate(self._views(name, owner.detach()))
-        }
-        self.sharded = frozenset(name for name, owner in self._owners.items() if is_sharded(owner))
+        self.parts = Parts(net, selection)
+        self._owners = self.parts.owners
+        self.sharded = self.parts.sharded
         """Parameters of which this process holds a part; so it does of their masters."""
-        self._live: list[Tensor] = list(live.values())
+        self.live: Mapping[str, Tensor] = self.parts.live()
+        """The parameters' own values that each master stands for, live, by the names of `values`."""
+        self._live: list[Tensor] = list(self.live.values())
         self.values: dict[str, nn.Parameter] = {
-            key: nn.Parameter(view.to(torch.float32, copy=True).contiguous()) for key, view in live.items()
+            key: nn.Parameter(view.to(torch.float32, copy=True).contiguous()) for key, view in self.live.items()
         }
         self._masters: list[nn.Parameter] = list(self.values.values())
+        self._of: dict[str, dict[str, nn.Parameter]] = {name: {} for name in self._owners}
+        for key, master in self.values.items():
+            self._of[parameter_of(key)][key] = master
         self._unreached = dict(self.values)
         self._noted = False
         held = [master for master in self._masters if master.numel()]
-        groups = [self._of(name) for name in self._owners] if optim.in_backward else [held] if held else []
+        groups = [list(masters.values()) for masters in self._of.values()] if optim.in_backward else [held] if held else []
         self.optimizers = [optimizer_for(group, optim) for group in groups]
         """One over all masters; with `optim.in_backward` one for each parameter, in their order."""
-
-    def _views(self, name: str, tensor: Tensor) -> list[Tensor]:
-        return [view for view, _ in self._places(name, tensor)]
-
-    def _places(self, name: str, tensor: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
-        """Each box of the selected regions as this process holds it, and which rows of the box that is."""
-        regions = self._regions[name]
-        owner = self._owners[name]
-        return [place for region in ((None,) if regions is None else regions) for place in local_views(owner, tensor, region)]
-
-    @property
-    def live(self) -> Mapping[str, Tensor]:
-        """The parameters' own values that each master stands for, live, by the names of `values`."""
-        return dict(zip(self.values, self._live, strict=True))
-
-    def _of(self, name: str) -> list[nn.Parameter]:
-        return [master for key, master in self.values.items() if key.rpartition("#")[0] == name]
-
-    def weights(self) -> dict[str, Tensor]:
-        """The selected weights as the network holds them, live, by the names of their masters."""
-        return dict(zip(self.values, self._live, strict=True))
 
     def require_grad(self) -> None:
         """Lets the selected parameters have gradients."""
@@ -90,7 +65,7 @@ class Masters:
         """Adds the parameters' gradients to the masters', in fp32, and frees them. A parameter that got none counts as zeros."""
         grads: list[Tensor] = []
         for name, owner in self._owners.items():
-            grads += self._views(name, owner.grad if owner.grad is not None else torch.zeros_like(owner))
+            grads += (view for _, view in self.parts.of(name, owner.grad if owner.grad is not None else torch.zeros_like(owner)))
         if self._masters[0].grad is None:
             for master, grad in zip(self._masters, grads, strict=True):
                 master.grad = grad.to(torch.float32, copy=True).contiguous()
@@ -110,21 +85,21 @@ class Masters:
 
         def step(owner: nn.Parameter, name: str, optimizer: torch.optim.Optimizer) -> None:
             assert owner.grad is not None
-            masters = self._of(name)
+            masters = self._of[name]
             with torch.no_grad():
-                for master, grad in zip(masters, self._views(name, owner.grad), strict=True):
-                    master.grad = grad.to(torch.float32, copy=True).contiguous()
+                for key, grad in self.parts.of(name, owner.grad):
+                    masters[key].grad = grad.to(torch.float32, copy=True).contiguous()
             owner.grad = None
             self._note_reached()
             if pull is not None:
-                self._add(pull, [f"{name}#{number}" for number in range(len(masters))])
-            squares.extend(master.grad.square().sum() for master in masters if master.grad is not None)
+                self._add(pull, masters)
+            squares.extend(master.grad.square().sum() for master in masters.values() if master.grad is not None)
             self._set_rate(optimizer, lr)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
-                for live, master in zip(self._views(name, owner.detach()), masters, strict=True):
-                    live.copy_(master.detach())
+                for key, master in masters.items():
+                    self.live[key].copy_(master.detach())
 
         handles = [
             owner.register_post_accumulate_grad_hook(lambda one, name=name, optimizer=optimizer: step(one, name, optimizer))
@@ -173,7 +148,7 @@ class Masters:
 
     def gradients(self) -> Iterator[Tensor]:
         """The collected gradients of parameters that this process holds whole, live; those of shards were added up on their way."""
-        return (grad for key, grad in self._grads() if key.rpartition("#")[0] not in self.sharded)
+        return (grad for key, grad in self._grads() if parameter_of(key) not in self.sharded)
 
     def _grads(self) -> Iterator[tuple[str, Tensor]]:
         return ((key, master.grad) for key, master in self.values.items() if master.grad is not None)
@@ -182,8 +157,8 @@ class Masters:
         """The global norm of the collected gradient, a scalar; over the shards of all processes."""
         if not self.sharded or processes is None:
             return nn.utils.get_total_norm([grad for _, grad in self._grads()])
-        whole = [grad.square().sum() for key, grad in self._grads() if key.rpartition("#")[0] not in self.sharded]
-        parts = [grad.square().sum() for key, grad in self._grads() if key.rpartition("#")[0] in self.sharded]
+        whole = [grad.square().sum() for key, grad in self._grads() if parameter_of(key) not in self.sharded]
+        parts = [grad.square().sum() for key, grad in self._grads() if parameter_of(key) in self.sharded]
         total = torch.stack(parts).sum()
         processes.add_up([total])
         return (total + sum(whole)).sqrt()
@@ -209,31 +184,22 @@ class Masters:
 
     def still(self) -> list[str]:
         """Parameters that no gradient has reached yet, in this session. Gradients tell, not values: weight decay alone moves those too."""
-        reached = {key.rpartition("#")[0] for key in self.values.keys() - self._unreached.keys()}
+        reached = {parameter_of(key) for key in self.values.keys() - self._unreached.keys()}
         return [name for name in self._owners if name not in reached]
 
     @torch.no_grad()
-    def lost_to_rounding(self, base: Mapping[tuple[str, Region | None], Tensor]) -> tuple[int, int]:
+    def lost_to_rounding(self, base: Mapping[str, Tensor]) -> tuple[int, int]:
         """How many elements moved in fp32, and of how many of these the parameter is bit for bit what it was in `base`.
 
-        `base` has the flat values of each parameter and region. The latter moves are what selectune's masters keep, and what weights
+        `base` has the earlier values of each part, in its own dtype. The latter moves are what selectune's masters keep, and what weights
         trained in 16 bits would lose step by step. Of shards it counts what this process holds.
         """
         moved = lost = 0
-        for name, regions in self._regions.items():
-            owner, number = self._owners[name], 0
-            for region in (None,) if regions is None else regions:
-                old, at = base[name, region], 0
-                for box, (view, (first, stop)) in zip(
-                    boxes(tuple(owner.shape), region), local_views(owner, owner.detach(), region), strict=True
-                ):
-                    shape = tuple(len(range(*part.indices(size))) for part, size in zip(box, owner.shape, strict=True))
-                    before = old[at : at + prod(shape)].view(shape)[first:stop].to(view.device)
-                    changed = self.values[f"{name}#{number}"].detach() != before.float()
-                    moved += int(changed.sum())
-                    lost += int((changed & (view == before)).sum())
-                    at += prod(shape)
-                    number += 1
+        for key, master in self.values.items():
+            before = base[key].to(master.device)
+            changed = master.detach() != before.float()
+            moved += int(changed.sum())
+            lost += int((changed & (self.live[key] == before)).sum())
         return moved, lost
 
     def state(self) -> dict[str, Tensor]:

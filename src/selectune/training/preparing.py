@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selectune.errors import DataError
-from selectune.network import is_sharded
+from selectune.network import holds_shards
 from selectune.records import Encoder, Picture
 from selectune.training.cut import Cut, find_layers, first_layer
 from selectune.training.features import FeatureCache, Tower, in_language
@@ -74,6 +74,12 @@ def encode(model: Model, encoder: Encoder, records: Records, optim: Optim, *, ba
     return Samples(kept=encoded.items, skipped=dict(encoded.dropped), lengths=tuple(len(sample.input_ids) for sample in encoded.items))
 
 
+def sizes(model: Model, samples: Sequence[Encoded]) -> list[tuple[int, int, int]]:
+    """Tokens, labels and image tokens of each."""
+    image = getattr(model.net.config, "image_token_id", -1)
+    return [(len(one.input_ids), one.supervised, one.input_ids.count(image)) for one in samples]
+
+
 def find_tower(model: Model, selection: Selection, optim: Optim, samples: Samples, cache: FeatureCache) -> tuple[Tower | None, str]:
     """The cached vision tower, or None with the reason."""
     early = next((component.name for component in selection.components if not in_language(component.name)), None)
@@ -95,7 +101,7 @@ def find_cut(
     index = first_layer(selection)
     if index == 0:
         return None, "no: the first layer, or something before it, is trained"
-    if any(is_sharded(parameter) for parameter in model.net.parameters()):
+    if holds_shards(model.net):
         return None, "no: the model is sharded, and processes would fill in different samples"
     if not schedule.repeats:
         return None, "no: every sample is seen once"

@@ -8,19 +8,26 @@ pictures, and nothing but the selection's gradients travels.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from selectune.errors import ProcessLost
+from selectune.errors import ProcessLost, SelectuneError
 
 if TYPE_CHECKING:
     from selectune.models import Model
 
 
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others before it gives them up; one that is killed is noticed at once. For groups that selectune joins:
+one that the caller has joined keeps its own."""
+_SILENCE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|timeout", re.IGNORECASE)
+"""In what torch says where another process does not answer; a fault of a pass, such as wrong shapes, has none of these words."""
 Found = TypeVar("Found")
 Made = TypeVar("Made")
 
@@ -34,10 +41,7 @@ class Processes:
         self.count, self.index = 1, 0
         self._device = model.device if model is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if torch.distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-
-            state = PartialState(cpu=self._device.type == "cpu")
-            self.count, self.index = state.num_processes, state.process_index
+            self.count, self.index = joined(self._device)
 
     @property
     def is_first(self) -> bool:
@@ -103,7 +107,8 @@ class Processes:
                 box = [(True, make())]
             except Exception as error:  # noqa: BLE001  # whatever it is, the others must not wait for a result
                 box = [(False, error)]
-        torch.distributed.broadcast_object_list(box, src=0)
+        with _together():
+            torch.distributed.broadcast_object_list(box, src=0)
         made, value = box[0]
         if not made:
             raise value
@@ -117,14 +122,41 @@ class Processes:
                 torch.distributed.barrier()
 
 
+def joined(device: torch.device) -> tuple[int, int]:
+    """How many processes the group has, and which of them this is; joins the group that the environment names if that was not done."""
+    from accelerate import PartialState
+
+    started = torch.distributed.is_initialized()
+    state = PartialState(cpu=device.type == "cpu", **({} if started else {"timeout": PATIENCE}))
+    return state.num_processes, state.process_index
+
+
 @contextmanager
 def _together() -> Iterator[None]:
     """Raises ProcessLost where torch says in some words of its own that another process does not answer."""
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLost(
-            f"another process of this training is gone or does not answer ({str(error).splitlines()[0][:160]})",
-            where="training",
-            then="Look at the end of its own messages, and start all of them again; from the last checkpoint, if there is one.",
-        ) from error
+        raise _lost(error) from error
+
+
+@contextmanager
+def answering(when: Callable[[], str], then: Callable[[], str]) -> Iterator[None]:
+    """Says when it was, and what to do, if another process is lost inside: in our own exchanges, or in those that shards make in a pass.
+
+    Raises ProcessLost.
+    """
+    try:
+        yield
+    except ProcessLost as lost:
+        raise ProcessLost(f"{lost.what}, {when()}", where="training", then=then()) from lost
+    except RuntimeError as error:
+        if isinstance(error, SelectuneError) or not torch.distributed.is_initialized() or not _SILENCE.search(str(error)):
+            raise
+        raise ProcessLost(f"{_lost(error).what}, {when()}", where="training", then=then()) from error
+
+
+def _lost(error: RuntimeError) -> ProcessLost:
+    return ProcessLost(
+        f"another process of this training is gone or does not answer ({str(error).splitlines()[0][:160]})", where="training"
+    )

@@ -47,8 +47,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """How a training lives on its machine: nothing here changes the result."""
+    """One training among its like: its seed, and how it lives on its machine. Nothing but the seed changes the result."""
 
+    seed: int = 0
+    """Of the order in which records are drawn, and of an adapter's matrices."""
     checkpoint_dir: Path | None = None
     """Where checkpoints are written: every `optim.save_every` steps, every `optim.save_minutes`, and on SIGINT or SIGTERM. None: never."""
     resume: Path | None = None

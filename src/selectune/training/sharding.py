@@ -16,6 +16,7 @@ from selectune.components.slices import Region, boxes
 from selectune.errors import InputError
 from selectune.network import is_sharded, local, parameters
 from selectune.training.features import in_language
+from selectune.training.processes import joined
 
 if TYPE_CHECKING:
     from selectune.models import Model
@@ -26,12 +27,11 @@ def shard(model: Model) -> Model:
 
     Every process has to load the same model first. Raises InputError for a single process, or layers that transformers does not mark.
     """
-    from accelerate import PartialState
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    count = PartialState(cpu=model.device.type == "cpu").num_processes
+    count, _ = joined(model.device)
     if count == 1:
         raise InputError("there is one process, and nothing to shard over", where="shard", then="Start it with torchrun.")
     net: Any = model.net
@@ -73,10 +73,11 @@ def rows(parameter: nn.Parameter) -> tuple[int, int]:
 def local_views(parameter: nn.Parameter, values: Tensor, region: Region | None) -> list[tuple[Tensor, tuple[int, int]]]:
     """What this process holds of each box of a region: a view of `values` (the parameter or its gradient), and which rows of the box it is.
 
-    `values` is sharded as `parameter` is. A box of which this process holds nothing gives a view without rows.
+    `values` is sharded as `parameter` is; where neither is, a graph goes on through the views. A box of which this process holds nothing
+    gives a view without rows.
     """
     first, stop = rows(parameter)
-    held = local(values)
+    held = local(values) if is_sharded(values) else values
     found = []
     for box in boxes(tuple(parameter.shape), region):
         lead, *rest = box

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selectune.network import parameters
 from selectune.training.cut import find_layers
 from selectune.training.kernels import SHORT
+from selectune.training.norms import LeanNorms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,8 +133,9 @@ def _trace(net: Any, found: ComponentMap, span: Span) -> Pass:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    tape = _Tape()
+    tape, norms = _Tape(), LeanNorms(net)
     with ExitStack() as stack:
+        stack.enter_context(norms.used())
         stack.enter_context(_entered(layers, span.first, needs_gradient=span.below))
         stack.enter_context(_kernel(span.device, span.length))
         counter = stack.enter_context(FlopCounterMode(display=False))

@@ -14,12 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selectune.training.losses import CHUNK
-
-
-def _chunks(logits: Tensor) -> list[slice]:
-    rows = max(1, CHUNK.get(logits.device.type, 1 << 24) // logits.shape[1])
-    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
+from selectune.training.losses import chunks
 
 
 def _expected(shares: Tensor, differences: Tensor) -> Tensor:
@@ -34,7 +29,7 @@ class _Whole(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         found = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for part in _chunks(logits):
+        for part in chunks(logits):
             ours = torch.log_softmax(logits[part].float() / temperature, dim=-1)
             theirs = torch.log_softmax(teacher[part].float() / temperature, dim=-1)
             shares = theirs.exp()
@@ -58,7 +53,7 @@ class _Top(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, words: Tensor, shares: Tensor, rest: Tensor, temperature: float) -> Tensor:
         found = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for part in _chunks(logits):
+        for part in chunks(logits):
             ours = torch.log_softmax(logits[part].float() / temperature, dim=-1)
             chosen = words[part].long()
             mine, others = ours.gather(1, chosen), _others(ours, chosen)
@@ -112,7 +107,7 @@ class Top:
     def of(cls, logits: Tensor, k: int, temperature: float) -> Top:
         """The `k` likeliest words by a teacher's logits; all of them where there are no more."""
         parts = []
-        for part in _chunks(logits):
+        for part in chunks(logits):
             log_shares = torch.log_softmax(logits[part].float() / temperature, dim=-1)
             shares, words = log_shares.topk(min(k, logits.shape[1]), dim=-1)
             parts.append((words.to(torch.int32), shares, _others(log_shares, words)))

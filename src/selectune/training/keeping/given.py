@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from selectune.errors import InputError, NotYet
-from selectune.network import is_sharded
+from selectune.errors import InputError
 from selectune.recipe import Keep
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from selectune.components import Selection
     from selectune.delta import Snapshot
     from selectune.records import Records
@@ -68,15 +65,8 @@ class Keeping:
         sources = ", ".join(f"{name} {times[name]} times of {count} records" for name, count in records.items())
         return f"{float(self.share):.4g} of all that is drawn: {sources}"
 
-    def check(self, net: nn.Module, selection: Selection) -> None:
-        """Raises InputError where records are missing, or where the base is another one than the selection can be put back to, and
-        NotYet for terms that sharded weights cannot have."""
-        if any(getattr(self.keep, name) is not None for name in ("distill", "ewc", "anchors")) and any(map(is_sharded, net.parameters())):
-            raise NotYet(
-                "a teacher's passes and the Fisher information need each process to hold the selection whole, and it is sharded",
-                where="keep",
-                then="Use data parallel training (DDP), or l2sp and replay alone.",
-            )
+    def check(self, selection: Selection) -> None:
+        """Raises InputError where records are missing, or where the base is another one than the selection can be put back to."""
         for name, records in (("ewc", self.ewc), ("anchors", self.anchors)):
             if getattr(self.keep, name) is not None and records is None:
                 raise InputError("its records are not given", where=f"keep.{name}", then=f"Give them: Keeping({name}=read_records(…)).")

@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from selectune.components.slices import views
-from selectune.delta.bits import torch_dtype
 from selectune.hashing import digest, manifest
-from selectune.network import parameters
+from selectune.network import holds_shards
 from selectune.records import Encoder
+from selectune.training.features import settings_digest
 from selectune.training.forward import Forward
 from selectune.training.keeping.anchors import encode_anchors
 from selectune.training.keeping.given import Keeping
-from selectune.training.keeping.pulls import Pull, fisher, keyed
-from selectune.training.keeping.teacher import Earlier, Teacher, settings_digest
+from selectune.training.keeping.pulls import Pull, fisher
+from selectune.training.keeping.teacher import Earlier, Teacher
+from selectune.training.parts import Parts, parameter_of
 from selectune.training.preparing import Samples, encode, find_tower
 from selectune.training.schedule import draw, micro_batches
 
 if TYPE_CHECKING:
     from selectune.components import Selection
-    from selectune.delta import Snapshot
     from selectune.models import Model
     from selectune.recipe import Keep, Optim
     from selectune.records import Encoded
@@ -57,7 +56,7 @@ class Terms:
 
         Raises InputError where records are missing, DataError where they cannot be used.
         """
-        keeping.check(model.net, selection)
+        keeping.check(selection)
         keep, encoder, anchors = keeping.keep, Encoder(model.processor), None
         pulls: list[Pull] = []
         counts = {"l2sp": selection.elements}
@@ -82,14 +81,19 @@ class Terms:
 class Keeper:
     """The terms while a network trains; with nothing to keep, every method gives back what it was given."""
 
-    def __init__(self, terms: Terms, forward: Forward, masters: Masters, selection: Selection, beside: Beside | None) -> None:
+    def __init__(
+        self, terms: Terms, forward: Forward, masters: Masters, selection: Selection, beside: Beside | None, processes: Processes
+    ) -> None:
         """Copies the start's values where a term needs them; `beside` is the adapter, if one is trained."""
+        self._processes = processes
+        self._in_step = holds_shards(forward.net)
         self._terms = terms
         self._keep = terms.keeping.keep
         self._forward = forward
         self._masters = masters
-        self._selection = selection
         self._beside = beside
+        # An adapter's matrices are masters; the weights that they stand beside are what the pulls and the base speak of.
+        self._parts = masters.parts if beside is None else Parts(forward.net, selection)
         self._tokens = 1
         self._start: dict[str, Tensor] = {}
         pulled = bool(terms.pulls) and beside is None
@@ -106,17 +110,13 @@ class Keeper:
         base = self._terms.keeping.base
         if which == "start" or base is None:
             return Teacher(self._forward, Earlier(self._masters, self._start), temperature=temperature)
-        before = _values(base, self._selection)
+        before = self._parts.at(base)
         if self._beside is None:
             return Teacher(self._forward, Earlier(self._masters, {**self._start, **before}), temperature=temperature)
         # An adapter's matrices at the start add nothing, and the weights that they stand beside get the base's values.
-        found = parameters(self._forward.net)
-        live = {key: view for name in self._selection.parameters for key, view in self._keyed(name, found[name].detach())}
+        live = self._parts.live()
         besides = [(live[key], values) for key, values in before.items()]
         return Teacher(self._forward, Earlier(self._masters, self._start, besides), temperature=temperature)
-
-    def _keyed(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        return keyed(self._selection.parameters, name, tensor)
 
     def keep_answers(self, samples: Sequence[Encoded], store: Store) -> None:
         """Lets teachers with a `top_k` answer once for each sample, the anchors' or `samples`."""
@@ -126,9 +126,11 @@ class Keeper:
         if keep.anchors is not None and keep.anchors.top_k is not None and self._anchors is not None and anchors is not None:
             self._anchors.keep_top(keep.anchors.top_k, self._terms.teachers[keep.anchors.teacher], anchors.kept, store)
 
-    def begin(self, tokens: int) -> None:
-        """A new step, whose whole batch has so many labels."""
-        self._tokens, self._pulled, self._common = tokens, {}, {}
+    def begin(self, samples: Sequence[Encoded]) -> None:
+        """A new step, whose whole batch, of all processes together, is `samples`."""
+        self._tokens, self._pulled, self._common = sum(sample.supervised for sample in samples), {}, {}
+        if self._in_step and self._distill is not None:
+            self._distill.ask_together(samples, self._processes)
         names = (*(("distill",) if self._distill else ()), *(("anchors",) if self._anchors else ()))
         device = next(iter(self._masters.live.values())).device
         self.sums = {name: torch.zeros((), device=device) for name in names}
@@ -146,19 +148,27 @@ class Keeper:
             losses = losses + apart
         return losses.sum() / self._tokens
 
-    def anchored(self, step: int, seed: int, micro_batch: int | None, processes: Processes) -> Iterator[Tensor]:
-        """The anchors' share of a step's loss, portion by portion; go back through each before you take the next."""
+    def anchored(self, step: int, seed: int, micro_batch: int | None) -> Iterator[Tensor]:
+        """The anchors' share of a step's loss, portion by portion; go back through each before you take the next.
+
+        Over shards every process has as many portions as the one with the most, and those beyond its own count for nothing.
+        """
         settings, samples = self._keep.anchors, self._terms.anchors
         if settings is None or samples is None or self._anchors is None:
             return
         drawn = draw(len(samples.kept), (step - 1) * settings.batch, settings.batch, seed=seed, stream=STREAM)
         positions = sum(samples.kept[index].supervised for index in drawn)
-        for part in micro_batches(processes.share(drawn, samples.lengths), samples.lengths, micro_batch):
+        portions = [(part, 1.0) for part in micro_batches(self._processes.share(drawn, samples.lengths), samples.lengths, micro_batch)]
+        if self._in_step:
+            self._anchors.ask_together([samples.kept[index] for index in drawn], self._processes)
+            most = self._processes.most(drawn, samples.lengths, lambda share: len(micro_batches(share, samples.lengths, micro_batch)))
+            portions += [(drawn[:1], 0.0)] * (most - len(portions))
+        for part, share in portions:
             chosen = [samples.kept[index] for index in part]
             batch = self._forward.batch(chosen)
             aim = self._anchors.of(chosen, batch)
             with self._forward.kernels(batch):
-                apart = settings.weight * aim.divergence(self._forward.logits(batch), 1.0).sum() / positions
+                apart = share * settings.weight * aim.divergence(self._forward.logits(batch), 1.0).sum() / positions
                 self.sums["anchors"] += apart.detach()
                 if apart.requires_grad:
                     yield apart
@@ -174,7 +184,7 @@ class Keeper:
             return None
         parts: dict[str, list[Tensor]] = {pull.name: [] for pull in self._terms.pulls}
         for name, update in self._beside.updates():
-            for key, moved in self._keyed(name, update):
+            for key, moved in self._parts.of(name, update):
                 for pull in self._terms.pulls:
                     parts[pull.name].append(pull.value(key, moved))
         sums = {name: torch.stack(values).sum() for name, values in parts.items()}
@@ -188,13 +198,13 @@ class Keeper:
         total = torch.zeros_like(moved)
         for pull in self._terms.pulls:
             value = pull.value(key, moved)
-            counts = (self._pulled,) if key.rpartition("#")[0] in self._masters.sharded else (self._pulled, self._common)
+            counts = (self._pulled,) if parameter_of(key) in self._masters.sharded else (self._pulled, self._common)
             for count in counts:
                 count[pull.name] = count.get(pull.name, torch.zeros_like(value)) + value
             total += pull.gradient(key, moved)
         return total
 
-    def pull(self, processes: Processes) -> None:
+    def pull(self) -> None:
         """Adds the pulls' gradient to what the masters collected, once that is added up over all processes."""
         penalty = self.penalty()
         if penalty is not None:
@@ -205,10 +215,10 @@ class Keeper:
             self._masters.pull(self.slope)
             if self._masters.sharded:
                 # Each process has pulled at its part; what they hold in common counts in the first alone.
-                common = {} if processes.is_first else self._common
+                common = {} if self._processes.is_first else self._common
                 for name, value in self._pulled.items():
                     value -= common.get(name, torch.zeros_like(value))
-                processes.add_up(self._pulled.values())
+                self._processes.add_up(self._pulled.values())
 
     def added(self) -> dict[str, float]:
         """What each term added to the loss of the step that was made, by its name in the recipe; asks the device once."""
@@ -236,21 +246,3 @@ def _words(keep: Keep, counts: Mapping[str, int]) -> dict[str, str]:
         words["keep.anchors"] = f"{two.weight:g} times the divergence from the {two.teacher} at {where} of {two.batch} prompts a step,"
         words["keep.anchors"] += f" of {counts['anchors']}{asked}"
     return words
-
-
-def _values(base: Snapshot, selection: Selection) -> dict[str, Tensor]:
-    """A snapshot's values by master; it may hold less than the selection."""
-    found: dict[str, Tensor] = {}
-    for name, regions in selection.parameters.items():
-        number = 0
-        for region in (None,) if regions is None else regions:
-            bits = base.bits.get((name, region))
-            shape = selection.full_shapes[name]
-            parts = views(torch.empty(shape, device="meta"), region)
-            if bits is not None:
-                old, at = torch.from_numpy(bits).view(torch_dtype(base.manifest[name].dtype)), 0
-                for offset, part in enumerate(parts):
-                    found[f"{name}#{number + offset}"] = old[at : at + part.numel()].view(part.shape)
-                    at += part.numel()
-            number += len(parts)
-    return found

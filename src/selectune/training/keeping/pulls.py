@@ -11,15 +11,15 @@ catastrophic forgetting in neural networks", arXiv 1612.00796 (EWC).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from selectune.components.slices import Region, views
-from selectune.network import parameters
+from selectune.network import holds_shards
+from selectune.training.parts import Parts, parameter_of
 from selectune.training.preparing import training_mode
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from selectune.training.forward import Forward
     from selectune.training.preparing import Samples
     from selectune.training.processes import Processes
-
-Regions = Mapping[str, tuple[Region, ...] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,41 +51,34 @@ class Pull:
         return slope if self.importance is None else self.importance[key] * slope
 
 
-def keyed(regions: Regions, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The selected parts of a parameter-shaped tensor, as views, by the names of their masters."""
-    chosen = regions[name]
-    parts = [view for region in ((None,) if chosen is None else chosen) for view in views(tensor, region)]
-    return ((f"{name}#{number}", view) for number, view in enumerate(parts))
-
-
 def fisher(model: Model, selection: Selection, samples: Samples, forward: Forward, processes: Processes) -> dict[str, Tensor]:
     """The diagonal of the empirical Fisher at the model as it is, by master, fp32: the mean over the samples of the squared gradient of
     one sample's log-likelihood (the sum over its labelled tokens).
 
     One backward pass a sample, so that no two samples' gradients are added before they are squared. Several processes share the samples.
+    Over shards all go through every sample together, and one of them alone has a loss that counts, for gradients are added up on their way
+    to the process that holds them; each squares its own shard.
     """
-    regions = selection.parameters
-    owners = {name: parameter for name, parameter in parameters(model.net).items() if name in regions}
-    sums = {
-        key: torch.zeros(view.shape, dtype=torch.float32, device=view.device)
-        for name, owner in owners.items()
-        for key, view in keyed(regions, name, owner.detach())
-    }
+    in_step = holds_shards(model.net)
+    parts = Parts(model.net, selection)
+    sums = {key: torch.zeros(view.shape, dtype=torch.float32, device=view.device) for key, view in parts.live().items()}
     with training_mode(model.net, checkpointing=False):
-        for owner in owners.values():
+        for owner in parts.owners.values():
             owner.requires_grad_(True)
         forward.settle(samples.typical())
-        for number in processes.share(range(len(samples.kept)), samples.lengths):
+        everything = range(len(samples.kept))
+        for number in everything if in_step else processes.share(everything, samples.lengths):
             batch = forward.batch([samples.kept[number]])
             with forward.kernels(batch):
                 losses = forward.losses(batch)
                 # Text alone reaches nothing of a selected vision tower: its gradient is zero there.
                 if losses.requires_grad:
-                    losses.sum().backward()
-            for name, owner in owners.items():
+                    counts = not in_step or number % processes.count == processes.index
+                    (losses.sum() * float(counts)).backward()
+            for name, owner in parts.owners.items():
                 if owner.grad is not None:
-                    for key, view in keyed(regions, name, owner.grad):
+                    for key, view in parts.of(name, owner.grad):
                         sums[key] += view.float().square()
                 owner.grad = None
-    processes.add_up(sums.values())
+    processes.add_up(total for key, total in sums.items() if parameter_of(key) not in parts.sharded)
     return {key: total.div_(len(samples.kept)) for key, total in sums.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor
 
 from selectune.hashing import digest
-from selectune.training.cut import GROUP
+from selectune.training.content import content, neighbours
 from selectune.training.keeping.divergence import Aim, Top, Whole
 
 if TYPE_CHECKING:
-    from selectune.models import Model
     from selectune.records import Encoded
     from selectune.training.forward import Batch, Forward
     from selectune.training.masters import Masters
+    from selectune.training.processes import Processes
     from selectune.training.store import Store
 
 
@@ -60,6 +59,7 @@ class Teacher:
         self._earlier = earlier
         self.temperature = temperature
         self._top_k: int | None = None
+        self._ready: dict[tuple[str, str], Mapping[str, Tensor]] = {}
 
     def keep_top(self, k: int, key: str, samples: Sequence[Encoded], store: Store) -> None:
         """From now on each of `samples` is asked for once, and its `k` likeliest words are kept; `key` tells this teacher from others.
@@ -68,8 +68,7 @@ class Teacher:
         """
         self._top_k, self._store = k, store
         self._key = digest("teacher", [key, k, repr(self.temperature)])
-        ordered = sorted(samples, key=lambda sample: (len(sample.input_ids), sample.record_id))
-        self._groups = {sample.record_id: ordered[at - at % GROUP : at - at % GROUP + GROUP] for at, sample in enumerate(ordered)}
+        self._groups = neighbours(samples)
 
     @torch.no_grad()
     def of(self, samples: Sequence[Encoded], batch: Batch) -> Aim:
@@ -87,28 +86,41 @@ class Teacher:
         with self._earlier.restored(), self._forward.kernels(batch):
             return self._forward.logits(batch)
 
+    @torch.no_grad()
+    def ask_together(self, samples: Sequence[Encoded], processes: Processes) -> None:
+        """Has the answers for `samples` ready, where every pass is made by all processes together: all ask for what any of them lacks.
+
+        Every process has to give the same samples. Nothing is to do for a teacher whose answers are not kept.
+        """
+        if self._top_k is None:
+            return
+        names = {self._name(sample): sample for sample in samples}
+        known = processes.everywhere([taught for key, taught in names if (key, taught) in self._store])
+        self._ready = {}
+        for name, sample in names.items():
+            kept = self._store.find(name) if name[1] in known else None
+            if kept is not None:
+                self._ready[name] = kept
+            elif name not in self._ready:
+                self._ready |= self._asked(self._groups[sample.record_id])
+
     def _kept(self, sample: Encoded) -> Mapping[str, Tensor]:
-        found = self._store.find(self._name(sample))
-        if found is not None:
-            return found
+        name = self._name(sample)
+        found = self._ready.get(name) or self._store.find(name)
+        return self._asked(self._groups[sample.record_id])[name] if found is None else found
+
+    def _asked(self, group: Sequence[Encoded]) -> dict[tuple[str, str], Mapping[str, Tensor]]:
+        """The answers for a group, by name; they are kept from now on."""
         assert self._top_k is not None
-        group = self._groups[sample.record_id]
         batch = self._forward.batch(group)
         top = Top.of(self._logits(batch), self._top_k, self.temperature)
-        made: dict[str, Mapping[str, Tensor]] = {}
+        made: dict[tuple[str, str], Mapping[str, Tensor]] = {}
         for row, one in enumerate(group):
-            own = batch.rows == row
-            made[one.record_id] = {"words": top.words[own], "shares": top.shares[own], "rest": top.rest[own]}
-            if self._name(one) not in self._store:
-                self._store.keep(self._name(one), made[one.record_id])
-        return made[sample.record_id]
+            own, name = batch.rows == row, self._name(one)
+            made[name] = {"words": top.words[own], "shares": top.shares[own], "rest": top.rest[own]}
+            if name not in self._store:
+                self._store.keep(name, made[name])
+        return made
 
     def _name(self, sample: Encoded) -> tuple[str, str]:
-        extra = sorted((name, list(values)) for name, values in sample.extra.items())
-        return self._key, digest("taught", [sample.input_ids, sample.labels, [picture.digest for picture in sample.pictures], extra])
-
-
-def settings_digest(model: Model) -> str:
-    """What besides tensors decides what a model sees in a picture."""
-    processor = getattr(model.processor, "image_processor", None)
-    return "" if processor is None else hashlib.sha256(processor.to_json_string().encode()).hexdigest()
+        return self._key, digest("taught", [content(sample), list(sample.labels)])
