@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from selectune import models, statistics
@@ -49,7 +50,7 @@ def main() -> None:
         for rate in options.rates:
             started = time.monotonic()
             optim = recipe.optim.model_copy(update={"lr": rate, "max_steps": options.steps})
-            training = train(model, selection, records, optim, seed=recipe.seed, session=session)
+            training = train(model, selection, records, optim, session=replace(session, seed=recipe.seed))
             with applied(model, training.delta) as child:
                 after = evaluate(child, tasks, stage=f"{rate:g}", batch=64, base=base)
             learned = statistics.score(list(after.scores(options.skill).values()))

@@ -1,4 +1,5 @@
-"""Write docs/reference/cli.md, api.md and recipe.md from the program, the public names and the recipe's fields.
+"""Write docs/reference/cli.md, api.md, recipe.md, tasks.md and scorers.md from the program, the public names, the recipe's fields, the
+tasks, and the scorers beside lmms-eval's record.
 
 python scripts/build_docs.py            write them
 python scripts/build_docs.py --check    exit 1 if one is not current
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,8 +22,20 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 import selectune
 from selectune import recipe as recipes
 from selectune.cli import app
+from selectune.evaluation.scorers import OVER_TASK, SCORERS
+from selectune.evaluation.tasks import all_tasks
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+TESTS = Path(__file__).parent.parent / "tests"
+TASKS_ABOUT = """\
+What `task:` in a recipe and `selectune eval MODEL --tasks` may name. The prompts are the field's own: those of lmms-eval, of lm-eval for
+text, and of the study's reference code for its targets; a test compares them with what lmms-eval 0.7.3 makes of the same rows (it names the
+sets under `lmms-lab-encoder`). [Add a task](../how-to/add-a-task.md) says how to write one, and what each field means."""
+SCORERS_ABOUT = """\
+scored here and by lmms-eval's own code (`scripts/record_lmms_eval.py`); {apart} scores differ, each for the reason in the
+last column. Tests also compare `f1` and the edit distance of `anls` with torchmetrics, `bleu` with sacrebleu and `cider` with
+pycocoevalcap: nothing differs there but the words of CIDEr, which that package's users cut with a Java program. TRL has no scorer of this
+kind; its accuracy reward compares mathematical expressions through another package."""
 MADE = "<!-- made by scripts/build_docs.py -->\n"
 
 
@@ -172,7 +186,60 @@ def _clean(text: str) -> str:
     return " ".join(text.split())
 
 
-PAGES = {"cli.md": cli_page, "api.md": api_page, "recipe.md": recipe_page}
+def tasks_page() -> str:
+    """Every shipped task with its source, prompt and scorer."""
+    lines = ["# Tasks", MADE]
+    lines += [TASKS_ABOUT, ""]
+    lines += ["| task | scorer | further | likelihoods | tokens | data set | configuration | split | rows are told apart by |"]
+    lines += ["|--|--|--|--|--|--|--|--|--|"]
+    specs = list(all_tasks().values())
+    for spec in specs:
+        scored = str(spec.scorer) if spec.kind == "generate" else spec.kind
+        tokens = spec.max_new_tokens if spec.kind == "generate" else ""
+        origin = spec.source
+        cells = (f"`{spec.name}`", scored, ", ".join(spec.further), "yes" if spec.likelihoods or spec.kind == "choice" else "", tokens)
+        place = (f"`{origin.hub}`", origin.config or "", origin.split, f"`{spec.id}`" if spec.id else "what they hold")
+        lines.append(f"| {' | '.join(map(str, (*cells, *place)))} |")
+    for spec in specs:
+        lines += ["", f"## {spec.name}", "", f"**{spec.title}** ({spec.role}). {spec.about}"]
+        if spec.kind != "perplexity":
+            lines += ["", "```text", spec.prompt, *(f"{{{name}}} = {text!r}" for name, text in spec.parts.items()), "```"]
+    return "\n".join([*lines, ""])
+
+
+def scorers_page() -> str:
+    """Every scorer, and how its scores compare with lmms-eval's, case by case."""
+    sys.path.insert(0, str(TESTS))
+    cases = importlib.import_module("scorer_cases")
+    record = json.loads((TESTS / "recorded" / "lmms_eval.json").read_text(encoding="utf-8"))
+    lines = ["# Scorers", MADE, "| name | |", "|--|--|"]
+    for name, scorer in {**SCORERS, **OVER_TASK}.items():
+        lines.append(f"| `{name}` | {_cell(_first_sentence(inspect.getdoc(scorer) or ''))} |")
+    apart = sum(1 for case in cases.CASES if case.why)
+    lines += ["", f"## Beside lmms-eval {record['lmms-eval']}", ""]
+    lines += [f"{len(cases.CASES)} outputs, {SCORERS_ABOUT.format(apart=apart)}", ""]
+    lines += ["| lmms-eval's task | scorer | output | right | here | there | why they differ |", "|--|--|--|--|--|--|--|"]
+    for case, row in zip(cases.CASES, record["scores"], strict=True):
+        named, there = cases.SCORER[case.metric], row["score"]
+        right = ", ".join(f"`{_cell(answer)}`" for answer in dict.fromkeys(case.answers))
+        here = cases.score(case)
+        lines.append(f"| {case.metric} | {named} | {_code(case.output)} | {right} | {here:.2g} | {there:.2g} | {_cell(case.why)} |")
+    lines += ["", "## Beside the study's reference code", "", "| scorer | output | right | here | there | why they differ |"]
+    lines += ["|--|--|--|--|--|--|"]
+    for one in cases.STUDY:
+        lines.append(f"| {one.scorer} | `{one.output}` | `{one.answer}` | {one.here:.2g} | {one.there:.2g} | {one.why} |")
+    return "\n".join([*lines, ""])
+
+
+def _code(text: str) -> str:
+    return f"`{_cell(text)}`" if text.strip() else "(nothing)"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+PAGES = {"cli.md": cli_page, "api.md": api_page, "recipe.md": recipe_page, "tasks.md": tasks_page, "scorers.md": scorers_page}
 
 
 def stale() -> list[str]:

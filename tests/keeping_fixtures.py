@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selectune.components import Selection, views
+from selectune.components import Selection
+from selectune.components.slices import mask
 from selectune.models import Model
 from selectune.network import parameters
 from selectune.recipe import Keep
@@ -47,12 +48,8 @@ def copied(net: Any, chosen: Sequence[str]) -> tuple[Any, list[torch.nn.Paramete
 
 def inside(selection: Selection, name: str, shape: torch.Size) -> Tensor:
     """Which elements of a parameter are selected."""
-    found = torch.zeros(shape, dtype=torch.bool)
     regions = selection.parameters[name]
-    for region in (None,) if regions is None else regions:
-        for view in views(found, region):
-            view.fill_(True)
-    return found
+    return mask(tuple(shape), (None,) if regions is None else regions)
 
 
 def renamed(records: Records, prefix: str) -> Records:

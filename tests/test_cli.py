@@ -28,8 +28,10 @@ VERBS = [
     "run",
     "train",
     "eval",
+    "tasks",
     "probe",
     "compare",
+    "forgetting",
     "log",
     "show",
     "apply",
@@ -189,15 +191,34 @@ def test_eval_and_compare_pair_two_measurements(done: tuple[Path, dict[str, Any]
     recipe = folder / "recipe.yaml"
     document("eval", model, recipe, "--out", tmp_path / "base.parquet")
     samples = Path(found["report"]).parent / "samples"
-    same = document("compare", tmp_path / "base.parquet", samples / "base.parquet")
-    assert [row["value"] for row in same["tasks"]] == [0.0] * 4
-    forward = call("compare", samples / "base.parquet", samples / "cats.parquet", "--json")
+    same = document("compare", tmp_path / "base.parquet", samples / "base.parquet", code=1)
+    assert same["error"]["kind"] == "SameModel"
+    page = tmp_path / "page.html"
+    again = ("--again", tmp_path / "base.parquet")
+    forward = call("compare", samples / "base.parquet", samples / "cats.parquet", "--recipe", recipe, "--html", page, *again, "--json")
     rows = {row["task"]: row for row in json.loads(forward.stdout)["tasks"]}
-    assert forward.exit_code == int(any(row["high"] is not None and row["high"] < 0 for row in rows.values()))
+    assert forward.exit_code == int(any(row["worse"] for row in rows.values()))
     assert rows["cats"]["value"] == pytest.approx(found["matrix"]["scores"][1][0] - found["matrix"]["scores"][0][0])
+    assert len(rows["cats"]["items"]["gained"]) == rows["cats"]["gained"] > 0
+    assert rows["cats"]["correction"] == "holm"
+    assert rows["cats"]["noise"] == 0
+    assert "What is in the picture 500?" in page.read_text()
+    bh = document("compare", samples / "base.parquet", samples / "cats.parquet", "--correction", "bh", code=forward.exit_code)
+    assert bh["correction"] == "benjamini-hochberg"
     backward = call("compare", samples / "cats.parquet", samples / "base.parquet")
     assert backward.exit_code == 1, "the base is certainly worse at what was taught"
     assert call("compare", "base", tmp_path / "base.parquet").exit_code == 2
+
+
+def test_forgetting_takes_several_runs_of_one_recipe_together(done: tuple[Path, dict[str, Any]]) -> None:
+    _, found = done
+    run = Path(found["report"]).parent
+    one = document("forgetting", run)
+    assert one["metrics"]["target_learning"]["value"] == pytest.approx(found["metrics"]["target_learning"]["value"])
+    assert "one run, so nothing of the spread between runs" in one["metrics"]["target_learning"]["method"]
+    assert one["matrix"]["scores"][0] == pytest.approx(found["matrix"]["scores"][0])
+    assert "Backward transfer" in call("forgetting", run).stdout
+    assert "one run was given twice" in call("forgetting", run, run).output
 
 
 def test_a_fault_in_a_recipe_is_exit_code_2_and_a_document(done: tuple[Path, dict[str, Any]]) -> None:

@@ -102,7 +102,7 @@ def picture(number: int) -> Picture:
     """Pictures of several shapes."""
     width, height = ((56, 28), (28, 56), (84, 56), (28, 28))[number % 4]
     image = Image.new("RGB", (width, height), (number * 50 % 256, number * 90 % 256, number * 130 % 256))
-    image.putpixel((number, number), (255, 255, 255))
+    image.putpixel((number % 28, (number + number // 28) % 28), (255, 255, 255))
     with io.BytesIO() as file:
         image.save(file, format="PNG")
         return Picture(data=file.getvalue(), name=f"picture {number}")

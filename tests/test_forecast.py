@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evaluation_fixtures as fixtures
 from conftest import tiny_model
+from keeping_fixtures import keeping
 from selectune.components import Selection, map_model
 from selectune.hashing import Manifest
 from selectune.models import Model
@@ -22,12 +23,18 @@ from selectune.network import parameters
 from selectune.pipeline import load_any, plan, sketch
 from selectune.quantising import quantise
 from selectune.recipe import Adapter, Optim, read_recipe
+from selectune.training import FeatureCache, Session
 from selectune.training.cut import first_layer
 from selectune.training.forecast import Forecast, Load, forecast, is_early, outline, required
 from selectune.training.machine import Machine, matrix_rate, measure
 from selectune.training.masters import Masters
+from selectune.training.norms import LeanNorms
 from selectune.training.room import Change, advice, changes
+from selectune.training.setup import prepare
+from selectune.training.stepping import Stepper
 from selectune.training.tracing import Pass, Span, trace
+from training_fixtures import attention, examples, optim
+from training_fixtures import tiny_model as assembled
 
 ROOT = Path(__file__).parents[1]
 LOAD = Load(rows=4, length=20, labels=12)
@@ -95,7 +102,8 @@ def test_what_waits_for_the_backward_pass_is_what_a_real_pass_keeps(family: str,
         return tensor
 
     width = net.config.get_text_config().hidden_size
-    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with sdpa_kernel(SDPBackend.MATH), LeanNorms(net).used(), hooks:
         mask = torch.ones(LOAD.rows, 1, LOAD.length, LOAD.length, dtype=torch.bool)
         states = torch.randn(LOAD.rows, LOAD.length, width, dtype=torch.bfloat16)
         output = net.get_decoder()(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
@@ -142,6 +150,37 @@ def test_masters_and_moments_are_what_the_optimizer_holds(optimizer: str) -> Non
     # bitsandbytes keeps tables of 256 numbers for each tensor too.
     tables = sum(tensor.nbytes for name, tensor in masters.state().items() if name.startswith("qmap"))
     assert memory.moments == pytest.approx(held - tables, rel=0.05)
+
+
+@pytest.mark.parametrize("adapter", [None, Adapter(rank=2)])
+@pytest.mark.parametrize("top_k", [None, 6])
+def test_what_holds_old_skills_takes_the_bytes_that_it_is_forecast_to(top_k: int | None, adapter: Adapter | None) -> None:
+    model, prompts = assembled("llama", torch.bfloat16), examples(5, pictures=False)
+    terms = {"distill": {"top_k": top_k}, "l2sp": 0.1, "ewc": {"weight": 1.0, "data": "x"}}
+    given = keeping({**terms, "anchors": {"data": "x", "batch": 2, "top_k": top_k}}, ewc=prompts, anchors=prompts)
+    settings, cache = optim(adapter=adapter, max_steps=6), FeatureCache()
+    setup = prepare(model, attention(model), examples(pictures=False), settings, given, Session(features=cache))
+    stepper = Stepper(setup)
+    setup.masters.require_grad()
+    for number in range(1, 7):
+        stepper.make(number)
+    keeper, samples, asked = setup.keeper, setup.samples.kept, setup.keeper._terms.anchors
+    assert asked is not None
+    held = sum(tensor.nbytes for tensor in keeper._start.values())
+    held += sum(tensor.nbytes for pull in keeper._terms.pulls for tensor in (pull.importance or {}).values())
+    sizes = [[(len(one.input_ids), one.supervised, 0) for one in part] for part in (samples, asked.kept)]
+    load = Load.of(sizes[0], settings, records=len(samples), cut=False).keeping(given.keep, sizes[1], settings, records=len(asked.kept))
+    memory = forecast(model, attention(model), settings, load).memory
+    assert (cache.store.nbytes > 0) == (top_k is not None)
+    # Records that are word for word the same share an answer; a forecast does not look for them.
+    asks = [(keeper._distill, samples), (keeper._anchors, asked.kept)] if top_k is not None else []
+    answers = [value.nbytes for teacher, part in asks if teacher for one in part for value in teacher._kept(one).values()]
+    if setup.adapter is not None:
+        setup.adapter.remove()
+    assert memory.keep - held == pytest.approx(sum(answers), rel=0.1, abs=1), "a label more or less"
+    plain = forecast(model, attention(model), settings, Load.of(sizes[0], settings, records=len(samples), cut=False)).memory
+    assert plain.keep == 0
+    assert memory.above > plain.above + memory.keep
 
 
 def test_gradients_are_those_of_whole_tensors_and_in_backward_of_one() -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from selectune.errors import DataError, InputError
 from selectune.evaluation.measurement import Measurement, Sample
-from selectune.gates import Evidence, Rule, Verdict, decide, overall
+from selectune.gates import Evidence, Rule, Verdict, decide, guarded_tasks, overall, unsettled
 from selectune.recipe import Data, Gate, HeldOut
-from selectune.statistics import noninferiority, paired_test, silent_size
+from selectune.statistics import betting, noninferiority, paired_test, proportion, silent_size
 
 
 def measured(stage: str, tasks: Mapping[str, Sequence[float]], *, size: int = 1) -> Measurement:
@@ -195,6 +196,97 @@ def test_an_f1_is_judged_by_the_bound_of_its_differences() -> None:
     assert (rule.verdict, rule.low, rule.high) == ("passed", test.low, test.high)
 
 
+# Stopping early
+
+
+def part_of(measurement: Measurement, task: str, count: int) -> Measurement:
+    """The measurement as if only the first samples of a task had been asked."""
+    kept = [sample for sample in measurement.samples if sample.task == task][:count]
+    samples = tuple(sample for sample in measurement.samples if sample.task != task) + tuple(kept)
+    return replace(measurement, samples=samples)
+
+
+def early(lost: int, seen: int, n: int = 400, *, size: int = 1, gate: Gate | None = None) -> Verdict:
+    """The verdict after `seen` of `n` shapes, `lost` of the first of which were lost."""
+    whole = first_update(
+        {"digits": right(10), "shapes": [1.0] * n}, {"digits": right(190), "shapes": [0.0] * lost + [1.0] * (n - lost)}, size=size
+    )
+    return decide("digits", replace(whole, after=part_of(whole.after, "shapes", seen)), gate or Gate(early=20), [guarded("shapes")])
+
+
+def test_an_early_gate_bets_on_the_items_seen_so_far() -> None:
+    found = early(0, 100)
+    rule, bet = found.rules[1], betting([0.0] * 100, 0.05)
+    assert (found.verdict, rule.verdict, rule.method) == ("passed", "passed", "betting")
+    assert (rule.n, rule.planned, rule.low, rule.high) == (100, 400, bet.low, bet.high)
+    assert "asked 100 of 400 in random order; at worst" in rule.evidence
+    assert "at 95 % confidence however often one looks, above the limit of -5.0 points." in rule.evidence
+    assert found.rules[0].planned is None
+    assert unsettled(found) == ()
+
+
+def test_an_early_gate_asks_on_while_a_guarded_task_is_open_and_no_rule_has_failed() -> None:
+    assert unsettled(early(0, 40)) == ("shapes",)
+    failed = early(30, 60)
+    assert failed.rules[1].verdict == "failed"
+    assert "at best" in failed.rules[1].evidence
+    assert unsettled(failed) == ()
+
+
+def test_an_early_gate_that_ran_to_the_end_may_be_undecided_and_names_the_items_that_would_settle_it() -> None:
+    rule = early(12, 400).rules[1]
+    assert (rule.n, rule.planned) == (400, 400)
+    if rule.verdict == "undecided":
+        assert rule.needed is not None
+        assert rule.needed > 400
+    open_ = early(4, 60).rules[1]
+    assert open_.verdict == "undecided"
+    assert "items would settle it at the rates seen" in open_.evidence
+
+
+def test_an_early_gate_passes_nothing_before_its_least_number_of_items() -> None:
+    assert early(0, 100, gate=Gate(early=20, min_n=150)).rules[1].verdict == "undecided"
+    assert early(0, 160, gate=Gate(early=20, min_n=150)).rules[1].verdict == "passed"
+
+
+def test_an_early_gate_bets_on_whole_pictures() -> None:
+    alone, fours = early(0, 100).rules[1], early(0, 100, size=4).rules[1]
+    assert (alone.verdict, fours.verdict) == ("passed", "undecided")
+    assert fours.method == "betting, clusters of up to 4"
+
+
+def test_log_likelihoods_and_the_skill_itself_are_never_stopped_early() -> None:
+    evidence = first_update(
+        {"digits": right(10), "shapes": right(50), "text": [-1.0] * 50}, {"digits": right(99), "shapes": right(50), "text": [-1.0] * 50}
+    )
+    assert guarded_tasks("digits", evidence, [guarded("shapes"), guarded("text")]) == ("shapes",)
+
+
+def test_allowed_looks_share_alpha() -> None:
+    rule = judge(180, 176, gate=Gate(looks=5))
+    test = noninferiority(4, 0, 200, 0.05, alpha=0.01)
+    assert (rule.low, rule.high, rule.verdict) == (test.low, test.high, test.verdict)
+    assert "at 99 % confidence" in rule.evidence
+
+
+# Noise
+
+
+def noisy(after: int, flipping: int) -> Rule:
+    evidence = first_update({"digits": right(10), "shapes": right(180)}, {"digits": right(190), "shapes": right(after)})
+    floor = proportion(flipping, 200, method="exact")
+    return decide("digits", replace(evidence, noise={"shapes": floor}), Gate(), [guarded("shapes")]).rules[1]
+
+
+def test_a_loss_is_said_to_be_within_or_above_the_noise_floor() -> None:
+    within, above = noisy(176, 5), noisy(176, 2)
+    assert within.noise == 0.025
+    assert within.evidence.endswith("That loss is within the noise floor: 2.5 % of items flip between two measurements of the base alone.")
+    assert "That loss is above the noise floor: 1.0 % of items flip" in above.evidence
+    assert within.verdict == above.verdict == judge(180, 176).verdict, "the noise floor changes no verdict"
+    assert "noise" not in noisy(182, 5).evidence, "a gain is no loss"
+
+
 def test_the_worst_rule_decides() -> None:
     assert overall(["passed", "passed"]) == "passed"
     assert overall(["passed", "undecided"]) == "undecided"
@@ -218,6 +310,7 @@ def test_a_verdict_as_json_has_every_number_of_every_rule() -> None:
     body = json.loads(json.dumps(second_update((180, 179, 178)).to_json(), allow_nan=False))
     assert list(body) == ["skill", "verdict", "rules"]
     fields = {"name", "task", "against", "value", "low", "high", "bound", "n", "lost", "gained", "verdict", "evidence", "method", "needed"}
+    fields |= {"planned", "noise"}
     assert all(set(rule) == fields for rule in body["rules"])
 
 

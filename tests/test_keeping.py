@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch.nn import functional
 
 from keeping_fixtures import CALM, copied, inside, keeping, plain_logits, renamed
@@ -30,6 +31,7 @@ from selectune.training.keeping.pulls import fisher
 from selectune.training.preparing import encode
 from selectune.training.processes import Processes
 from selectune.training.schedule import Schedule
+from selectune.training.setup import prepare
 from training_fixtures import examples, optim, outside, same, tiny_model
 
 WEIGHT, TEMPERATURE = 0.7, 2.0
@@ -66,7 +68,7 @@ def after(
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_divergence_is_torchs_kl_div_in_value_and_gradient(temperature: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selectune.training.keeping.divergence.CHUNK", {"cpu": 70})
+    monkeypatch.setattr("selectune.training.losses.CHUNK", {"cpu": 70})
     generator = torch.Generator().manual_seed(0)
     student = (torch.randn(9, 30, generator=generator) * 4).to(dtype).requires_grad_()
     teacher = (torch.randn(9, 30, generator=generator) * 4).to(dtype)
@@ -85,7 +87,7 @@ def test_divergence_is_torchs_kl_div_in_value_and_gradient(temperature: float, d
 
 @pytest.mark.parametrize("k", [1, 4, 30, 99])
 def test_of_a_kept_teacher_the_rest_counts_as_one_word(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selectune.training.keeping.divergence.CHUNK", {"cpu": 70})
+    monkeypatch.setattr("selectune.training.losses.CHUNK", {"cpu": 70})
     generator = torch.Generator().manual_seed(1)
     student = (torch.randn(7, 30, generator=generator) * 3).requires_grad_()
     teacher = torch.randn(7, 30, generator=generator) * 3
@@ -488,6 +490,30 @@ def test_everything_at_once_interrupted_and_resumed_is_straight_through(tmp_path
     resumed = train(model, selection, examples(), settings, keeping=given, session=Session(resume=tmp_path))
     assert resumed.delta.child == straight.delta.child
     assert [step.kept for step in resumed.steps] == [step.kept for step in straight.steps]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_training_takes_the_same_fisher_information_again_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    """It is no part of a checkpoint: one backward pass for each record gives the same bits in another process's fresh model."""
+    records, old = examples(), renamed(examples(5), "old ")
+    settings = optim(max_steps=6, save_every=4)
+    given = keeping({"ewc": {"weight": 1e5, "data": "x"}}, ewc=old)
+    found, digests = [], []
+    for session in (Session(checkpoint_dir=tmp_path), Session(resume=tmp_path)):
+        torch.manual_seed(17 * len(found))
+        model = tiny_model("llava", dtype)
+        selection = model.map.select(("language.layers[1:].attn.*",))
+        setup = prepare(model, selection, records, settings, given, session)
+        (pull,) = setup.keeper._terms.pulls
+        assert pull.importance is not None
+        found.append(pull.importance)
+        digests.append(train(model, selection, records, settings, keeping=given, session=session).delta.digest)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert any(bool(value.any()) for value in found[0].values())
+    assert digests[0] == digests[1]
+    with safe_open(str(tmp_path / "checkpoint-00000004.safetensors"), framework="pt") as file:
+        assert not any("fisher" in name or "importance" in name for name in file.keys())  # noqa: SIM118  # not a mapping
 
 
 def test_a_checkpoint_of_other_terms_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from selectune.errors import DataError, InputError, NoMatch
 from selectune.evaluation.clock import find_time
 from selectune.evaluation.numerals import NUMBER_WORDS, find_numbers
-from selectune.evaluation.scorers import SCORERS, Reference, find_letter, find_number, find_yes_no, scorer, scorer_name
+from selectune.evaluation.scorers import SCORERS, Reference, find_letter, find_number, find_yes_no, letters, scorer, scorer_name
 
 
 def ref(*answers: str, choices: tuple[str, ...] = ()) -> Reference:
@@ -315,3 +315,173 @@ def test_a_letter_beyond_the_choices_is_no_answer() -> None:
 def test_yes_and_no_without_a_first_word_must_agree() -> None:
     assert find_yes_no("it is true, yes") is True
     assert find_yes_no("it is false, yes") is None
+
+
+FINAL = [
+    ("3 + 4 = 7\n#### 7", "7", 1),
+    ("#### 1,234", "1234", 1),
+    ("He has 5 eggs and sells 3. The answer is 2.", "2", 1),
+    ("The answer is $18 a day, after 3 sales", "18", 1),
+    ("5 eggs at 2 dollars are 10 dollars", "10", 1),
+    ("5 eggs at 2 dollars are 10 dollars", "5", 0),
+    ("So the answer is not known yet, but 7", "7", 1),
+    ("twelve", "12", 1),
+    ("-3", "3", 0),
+    ("", "7", 0),
+]
+RELAXED = [
+    ("105", "100", 1),
+    ("95", "100", 1),
+    ("94.9", "100", 0),
+    ("-100", "100", 0),
+    ("0", "0", 1),
+    ("0.001", "0", 0),
+    ("12 %", "12", 1),
+    ("12 percent", "0.12", 1),
+    ("About 1.5 million", "1500000", 1),
+    ("two", "2", 1),
+    ("25 of 100", "25", 0),
+    ("25, that is 25", "25", 1),
+    ("Brazil.", "brazil", 1),
+    ("Brasil", "Brazil", 0),
+    ("2010-2012", "2010-2012", 1),
+    ("2010", "2010-2012", 0),
+]
+HOUR = [("3:59", "4:00", 1), ("4:59", "4:00", 1), ("15:20", "3:45", 1), ("3:58", "4:00", 0), ("12:01", "00:40", 1), ("no", "4:00", 0)]
+MINUTE = [("3:59", "4:00", 1), ("9:00", "4:59", 1), ("4:02", "4:00", 0), ("half past two", "7:31", 1), ("no", "4:00", 0)]
+SHORT = [
+    ("Yes, it is.", "yes", 1),
+    ("yes", "No", 0),
+    ("sixteen", "16", 1),
+    ("there are 3", "3", 1),
+    ("Downhill.", "downhill", 1),
+    ("It goes downhill", "downhill", 0),
+    ("2 mm", "2 cm", 0),
+    ("no idea", "liver", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "answer", "wanted"),
+    [
+        (name, *row)
+        for name, table in (
+            ("final-number", FINAL),
+            ("relaxed", RELAXED),
+            ("clock-hour", HOUR),
+            ("clock-minute", MINUTE),
+            ("short-answer", SHORT),
+        )
+        for row in table
+    ],
+)
+def test_a_worked_a_relaxed_and_a_mixed_answer_score_as_their_reader_would(name: str, output: str, answer: str, wanted: int) -> None:
+    assert SCORERS[name](output, ref(answer)) == wanted
+
+
+def test_a_short_answer_with_choices_is_a_letter() -> None:
+    offered = Reference(answers=("C",), choices=("A", "B", "C"), options=("Robin", "Jay", "Cardinal"))
+    assert SCORERS["short-answer"]("It is the cardinal", offered) == 1
+    assert SCORERS["short-answer"]("option B", offered) == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted"), [("A", 1), ("B", 0), ("a bird", 0), ("I think A", 0), ("F", 1), ("E", 0), ("the answer is A", 1)]
+)
+def test_options_that_are_letters_themselves_do_not_mix_with_those_of_the_choices(output: str, wanted: int) -> None:
+    # AI2D asks which label of a drawing is meant: option A is "F", option D is "A".
+    assert SCORERS["letter"](output, Reference(answers=("A",), choices=("A", "B", "C", "D"), options=("F", "B", "E", "A"))) == wanted
+
+
+def test_a_reference_without_an_answer_is_refused() -> None:
+    with pytest.raises(DataError, match="it has no right answer"):
+        Reference(answers=())
+
+
+def test_vqa_counts_people_and_refuses_too_few() -> None:
+    def asked(*people: str) -> Reference:
+        return Reference(answers=tuple(dict.fromkeys(people)), meta={"answers": people})
+
+    vqa = SCORERS["vqa"]
+    assert vqa("blue", asked(*["blue"] * 10)) == 1
+    assert vqa("blue", asked("blue", *["red"] * 9)) == pytest.approx(0.3)
+    assert vqa("blue", asked("blue", "blue", *["red"] * 8)) == pytest.approx(0.6)
+    assert vqa("blue", asked(*["blue"] * 4)) == 1
+    with pytest.raises(DataError, match="it has the answers of 3 people"):
+        vqa("blue", asked("blue", "blue", "blue"))
+    with pytest.raises(DataError, match="it has the answers of 0 people"):
+        vqa("blue", ref("blue"))
+
+
+def test_anls_forgives_slips_of_reading_and_nothing_more() -> None:
+    anls = SCORERS["anls"]
+    assert anls("Hello  World", ref("hello world")) == 1
+    assert anls("helo", ref("hello")) == pytest.approx(0.8)
+    assert anls("ab", ref("ac")) == 0.5
+    assert anls("abc", ref("axy")) == 0
+    assert anls("helo", ref("no", "hello")) == pytest.approx(0.8)
+
+
+@given(st.text(max_size=30), st.text(min_size=1, max_size=30))
+def test_anls_is_one_only_for_equal_texts_and_the_same_both_ways(output: str, answer: str) -> None:
+    there, back = SCORERS["anls"](output, ref(answer)), SCORERS["anls"](answer, ref(output))
+    assert there == back
+    assert (there == 1) == (" ".join(output.lower().split()) == " ".join(answer.lower().split()))
+    assert there == 0 or 0.5 <= there <= 1
+
+
+@given(st.decimals(min_value=1, max_value=10**6, places=2), st.floats(-0.2, 0.2))
+def test_relaxed_accuracy_turns_at_five_per_cent(right: Decimal, off: float) -> None:
+    said = right * (1 + Decimal(off))
+    assert SCORERS["relaxed"](f"{said:f}", ref(str(right))) == float(abs(said - right) <= Decimal("0.05") * right)
+
+
+@given(st.integers(0, 719), st.integers(0, 719))
+def test_near_times_have_the_right_hour_and_the_right_minute(said: int, right: int) -> None:
+    text, answer = (f"{minutes // 60}:{minutes % 60:02d}" for minutes in (said, right))
+    scores = {name: SCORERS[name](text, ref(answer)) for name in ("clock", "clock-near", "clock-hour", "clock-minute")}
+    assert scores["clock"] <= scores["clock-near"] <= min(scores["clock-hour"], scores["clock-minute"])
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["{}", "It is {}.", "#### {}", "{} dollars"]))
+def test_a_final_number_in_words_or_digits_is_read_whole(value: int, frame: str) -> None:
+    for text in (str(value), f"{value:,}", spelt(value)):
+        assert SCORERS["final-number"](frame.format(text), ref(str(value))) == 1
+
+
+@given(st.lists(st.sampled_from(["red", "blue", "a blue", "2", "two"]), min_size=4, max_size=10), st.sampled_from(["red", "Blue", "two"]))
+def test_the_order_of_the_people_asked_does_not_matter_to_vqa(people: list[str], output: str) -> None:
+    there, back = (SCORERS["vqa"](output, Reference(answers=("red",), meta={"answers": given})) for given in (people, people[::-1]))
+    assert there == pytest.approx(back)
+    assert 0 <= there <= 1
+
+
+@given(
+    st.integers(2, 26),
+    st.data(),
+    st.sampled_from(["{}", "({})", "{}.", "{}: this", "The answer is {}.", "I would say option {}", "**{}**"]),
+)
+def test_a_letter_is_read_from_every_way_of_giving_it(count: int, data: st.DataObject, frame: str) -> None:
+    offered = letters(count)
+    wanted = data.draw(st.sampled_from(offered))
+    others = [one for one in offered if one != wanted]
+    assert SCORERS["letter"](frame.format(wanted), Reference(answers=(wanted,), choices=offered)) == 1
+    assert SCORERS["letter"](frame.format(wanted), Reference(answers=(others[0],), choices=offered)) == 0
+
+
+@given(st.sampled_from(["yes", "no"]), st.sampled_from(["{}", "{}.", "{}, it is", "Well: {}!"]))
+def test_yes_and_no_are_read_in_any_case_and_never_mixed_up(said: str, frame: str) -> None:
+    for text in (said, said.upper(), said.title()):
+        assert SCORERS["yes-no"](frame.format(text), ref(said)) == 1
+        assert SCORERS["yes-no"](frame.format(text), ref("no" if said == "yes" else "yes")) == 0
+        assert SCORERS["short-answer"](frame.format(text), ref(said)) == 1
+
+
+@given(
+    st.lists(st.sampled_from(["red", "fish", "cat"]), min_size=1, max_size=5), st.lists(st.sampled_from(["red", "a", "cat"]), max_size=5)
+)
+def test_f1_is_the_same_both_ways_and_contains_follows_from_a_whole_answer(output: list[str], answer: list[str]) -> None:
+    said, right = " ".join(output), " ".join(answer)
+    assert SCORERS["f1"](said, ref(right)) == SCORERS["f1"](right, ref(said))
+    assert SCORERS["contains"](f"so {said} it is", ref(said)) == 1
+    assert SCORERS["contains"](said, ref(right)) >= SCORERS["exact"](said, ref(right))

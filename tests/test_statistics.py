@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.regression.linear_model import OLS
@@ -21,17 +24,22 @@ from selectune import statistics
 from selectune.errors import DataError, InputError
 from selectune.statistics import (
     Estimate,
+    adjusted,
+    benjamini_hochberg,
     betting,
     bootstrap,
     change,
     correlation,
     flips,
     holm,
+    look_levels,
     mcnemar,
     mean,
     noninferiority,
+    p_value_of_change,
     paired,
     paired_test,
+    power,
     proportion,
     sample_size,
     score,
@@ -39,7 +47,7 @@ from selectune.statistics import (
     silent_size,
     tost,
 )
-from selectune.statistics.paired import score_statistic
+from selectune.statistics.tango import score_statistic
 
 
 @st.composite
@@ -238,7 +246,7 @@ def test_a_negative_count_is_refused() -> None:
 def test_tango_gives_the_values_of_his_own_example() -> None:
     """Soft contact lenses, 44 patients, one discordant, margin 0.1: Z = 1.709, p = 0.044, 90 % interval from -0.096."""
     found = noninferiority(1, 0, 44, 0.1)
-    assert (found.statistic, found.p, found.low) == pytest.approx((1.709, 0.044, -0.096), abs=5e-4)
+    assert (found.z, found.p_value, found.low) == pytest.approx((1.709, 0.044, -0.096), abs=5e-4)
 
 
 def test_tangos_interval_gives_the_published_one_of_the_airway_data() -> None:
@@ -303,7 +311,7 @@ def test_a_wider_margin_never_turns_a_pass_into_less(table: tuple[int, int, int]
     order = {"failed": 0, "undecided": 1, "passed": 2}
     strict, lax = noninferiority(*table, min(one, other)), noninferiority(*table, max(one, other))
     assert order[strict.verdict] <= order[lax.verdict]
-    assert strict.statistic <= lax.statistic + 1e-9
+    assert strict.z <= lax.z + 1e-9
 
 
 @given(tables(), st.floats(0.001, 0.9), st.floats(0.01, 0.3))
@@ -440,9 +448,9 @@ def test_a_bound_that_no_share_can_reach_is_refused() -> None:
 def test_tost_agrees_with_statsmodels(shift: float, verdict: str) -> None:
     values = np.random.default_rng(9).normal(shift, 1, size=200)
     found = tost(values, 0.25)
-    assert found.p == pytest.approx(DescrStatsW(values).ttost_mean(-0.25, 0.25)[0], abs=1e-12)
+    assert found.p_value == pytest.approx(DescrStatsW(values).ttost_mean(-0.25, 0.25)[0], abs=1e-12)
     assert found.verdict == verdict
-    assert (found.p < 0.05) == found.passed
+    assert (found.p_value < 0.05) == found.passed
 
 
 def test_sample_sizes_are_those_of_the_plan() -> None:
@@ -463,36 +471,73 @@ def simulated(rng: np.random.Generator, lost: float, gained: float, n: int) -> n
 
 
 def test_looking_after_every_item_passes_an_update_at_the_margin_at_most_alpha_of_the_time() -> None:
-    rng = np.random.default_rng(10)
-    verdicts = [betting(simulated(rng, 0.05, 0.02, 5000), 0.03).verdict for _ in range(400)]
-    assert 0 < verdicts.count("passed") / 400 <= 0.05
-    assert verdicts.count("failed") / 400 <= 0.05
+    passes = CALIBRATION.betting_passes(CALIBRATION.drawn(np.random.default_rng(10), (400, 3000), 0.07, -0.03), 0.03)
+    assert 0 < passes.mean() <= 0.05
 
 
 def test_the_bet_stops_early_on_a_harmless_update_and_on_a_harmful_one() -> None:
     rng = np.random.default_rng(11)
-    good = [betting(simulated(rng, 0.03, 0.03, 5000), 0.03) for _ in range(100)]
+    good = [betting(simulated(rng, 0.03, 0.03, 3000), 0.03) for _ in range(60)]
     assert all(run.verdict == "passed" for run in good)
-    assert 300 < np.median([run.stopped_at or 5000 for run in good]) < 600
-    bad = [betting(simulated(rng, 0.25, 0.03, 2000), 0.03) for _ in range(50)]
+    assert 300 < np.median([run.stopped_at or 3000 for run in good]) < 600
+    bad = [betting(simulated(rng, 0.25, 0.03, 1000), 0.03) for _ in range(30)]
     assert all(run.verdict == "failed" for run in bad)
 
 
-def test_the_capital_is_the_product_of_the_bets_and_knows_only_the_past() -> None:
-    def best(gains: list[float], most: float) -> float:
-        capital, highest = 1.0, 1.0
-        for i, gain in enumerate(gains):
-            past = np.array(gains[:i])
-            stake = np.clip(past.mean() / (past.var() + past.mean() ** 2), 0, most) if i else 0.0
-            capital *= 1 + float(stake) * gain
-            highest = max(highest, capital)
-        return highest
+def test_the_capital_is_the_mean_over_stakes_of_the_product_of_the_bets() -> None:
+    def best(gains: list[float], edge: float) -> float:
+        stakes = [(k + 0.5) / 16 / edge for k in range(16)]
+        capitals = [math.fsum(math.prod(1 + stake * gain for gain in gains[: i + 1]) for stake in stakes) / 16 for i in range(len(gains))]
+        return max(1.0, *capitals)
 
     differences, margin = [0.0, -1.0, -1.0, 0.0, 1.0, 0.0, -1.0, -1.0], 0.1
     found = betting(differences, margin)
-    assert found.evidence == pytest.approx(best([difference + margin for difference in differences], 0.5 / 0.9), abs=1e-12)
-    assert found.harm == pytest.approx(best([-difference - margin for difference in differences], 0.5 / 1.1), abs=1e-12)
-    assert (found.verdict, found.stopped_at, found.n) == ("undecided", None, 8)
+    assert found.evidence == pytest.approx(best([difference + margin for difference in differences], 0.9), abs=1e-12)
+    assert found.harm == pytest.approx(best([-difference - margin for difference in differences], 1.1), abs=1e-12)
+    assert (found.verdict, found.stopped_at, found.n, found.value) == ("undecided", None, 8, -0.375)
+
+
+def test_a_bet_loses_no_more_than_its_stake_on_the_largest_cluster_there_is() -> None:
+    differences, clusters = [0.0, 0.0, -1.0, -1.0, 0.0], ["a", "a", "b", "b", "c"]
+    found = betting(differences, 0.1, clusters=clusters, largest=4)
+    gains = [0.2 / 4, -1.8 / 4, 0.1 / 4]
+    stakes = [(k + 0.5) / 16 / 0.9 for k in range(16)]
+    first = sum(1 + stake * gains[0] for stake in stakes) / 16
+    assert found.evidence == pytest.approx(first, abs=1e-12)
+    with pytest.raises(InputError, match="a cluster of 2 items where the largest has 1"):
+        betting(differences, 0.1, clusters=clusters, largest=1)
+
+
+def test_the_bounds_of_a_bet_are_those_that_it_has_just_not_beaten() -> None:
+    differences = simulated(np.random.default_rng(12), 0.03, 0.03, 300)
+    found = betting(differences, 0.01)
+    assert found.verdict == "undecided"
+    assert betting(differences, -found.low + 1e-4).verdict == "passed"
+    assert betting(differences, -found.low - 1e-4).verdict == "undecided"
+
+
+def test_the_bounds_of_a_bet_hold_however_often_one_looks() -> None:
+    rng = np.random.default_rng(13)
+    held = []
+    for _ in range(60):
+        differences = simulated(rng, 0.06, 0.04, 400)
+        looks = [betting(differences[:seen], 0.9, alpha=0.05) for seen in range(40, 401, 40)]
+        held.append(all(look.low <= -0.02 <= look.high for look in looks))
+    # Each side errs at most 5 % of the time.
+    assert np.mean(held) >= 0.85
+
+
+def test_an_undecided_bet_names_about_the_items_at_which_it_would_end() -> None:
+    rng = np.random.default_rng(14)
+    named, ended = [], []
+    for _ in range(40):
+        differences = simulated(rng, 0.03, 0.03, 3000)
+        early = betting(differences[:150], 0.05)
+        if early.verdict == "undecided" and early.needed is not None:
+            named.append(early.needed)
+            ended.append(betting(differences, 0.05).stopped_at or 3000)
+    assert len(named) > 10
+    assert 0.5 < np.median(named) / np.median(ended) < 2
 
 
 def test_items_after_the_stop_change_nothing() -> None:
@@ -508,6 +553,167 @@ def test_items_after_the_stop_change_nothing() -> None:
 def test_a_bet_on_unbounded_scores_is_refused() -> None:
     with pytest.raises(DataError, match=r"outside -1\.\.1"):
         betting([0.1, -3.0], 0.05)
+
+
+# Several tests, several looks
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_benjamini_hochberg_agrees_with_statsmodels(values: list[float]) -> None:
+    assert benjamini_hochberg(values) == pytest.approx(list(multipletests(values, method="fdr_bh")[1]), abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_is_never_below_benjamini_hochberg_nor_below_the_p_value(values: list[float]) -> None:
+    strict, lax = adjusted(values, "holm"), adjusted(values, "benjamini-hochberg")
+    assert all(value <= low + 1e-12 and low <= high + 1e-12 for value, low, high in zip(values, lax, strict, strict=True))
+
+
+def test_a_p_value_outside_0_to_1_is_refused_by_every_correction() -> None:
+    for correct in (holm, benjamini_hochberg):
+        with pytest.raises(InputError, match=r"outside 0\.\.1"):
+            correct([0.2, 1.2])
+
+
+def test_the_levels_of_the_spending_functions_are_the_published_ones() -> None:
+    """Five even looks at one-sided 0.025, as ldbounds and the book of Jennison and Turnbull (2000), chapter 7, have them."""
+    bounds = {how: stats.norm.isf(look_levels(0.025, 5, how)) for how in ("obrien-fleming", "pocock")}  # type: ignore[arg-type]
+    assert bounds["obrien-fleming"] == pytest.approx([4.8769, 3.3569, 2.6803, 2.2898, 2.0310], abs=2e-4)
+    assert bounds["pocock"] == pytest.approx([2.4380, 2.4268, 2.4101, 2.3966, 2.3859], abs=2e-4)
+
+
+@pytest.mark.parametrize("how", ["pocock", "obrien-fleming"])
+def test_uneven_looks_err_together_as_often_as_alpha_says(how: str) -> None:
+    seen = [0.2, 0.3, 0.75, 1.0]
+    levels = look_levels(0.05, 4, how, seen=seen)  # type: ignore[arg-type]
+    covariance = [[math.sqrt(min(s, t) / max(s, t)) for s in seen] for t in seen]
+    stays = stats.multivariate_normal(np.zeros(4), covariance).cdf(stats.norm.isf(levels), rng=1)
+    assert 1 - stays == pytest.approx(0.05, abs=5e-4)
+
+
+def test_bonferroni_splits_alpha_evenly_and_one_look_spends_all_of_it() -> None:
+    assert look_levels(0.05, 5) == pytest.approx([0.01] * 5)
+    assert [look_levels(0.05, 1, how)[0] for how in ("bonferroni", "pocock", "obrien-fleming")] == pytest.approx([0.05] * 3)
+
+
+@pytest.mark.parametrize("seen", [[0.5], [0.5, 0.5], [0.0, 1.0], [0.5, 1.5]])
+def test_looks_that_do_not_follow_one_another_are_refused(seen: list[float]) -> None:
+    with pytest.raises(InputError, match="Give one for each look, rising"):
+        look_levels(0.05, 2, "pocock", seen=seen)
+    with pytest.raises(InputError, match="0 looks"):
+        look_levels(0.05, 0)
+
+
+# No change at all
+
+
+def test_the_p_value_of_a_change_is_mcnemars_for_independent_right_or_wrong_answers() -> None:
+    assert p_value_of_change(*scores(12, 3, 100)) == mcnemar(12, 3)
+    assert p_value_of_change([1.0, 0.0], [1.0, 0.0]) == 1.0
+
+
+def test_the_p_value_of_a_change_in_real_scores_is_that_of_a_paired_t_test() -> None:
+    rng = np.random.default_rng(20)
+    before = rng.uniform(size=80)
+    after = before + rng.normal(0.02, 0.1, size=80)
+    assert p_value_of_change(before, after) == pytest.approx(stats.ttest_rel(after, before).pvalue, abs=1e-12)
+
+
+def test_three_equal_changes_are_no_proof() -> None:
+    before, after = [0.5] * 50, [0.5] * 47 + [0.25] * 3
+    assert p_value_of_change(before, after) >= mcnemar(3, 0) == 0.125
+    assert p_value_of_change([1.0] * 12, [0.0] * 4 + [1.0] * 8, clusters=list("aabbccddeeff")) >= mcnemar(2, 0)
+
+
+# Power
+
+
+@pytest.mark.parametrize(("discordant", "n", "published"), [(0.06, 500, 0.56), (0.06, 1000, 0.81), (0.06, 2000, 0.97), (0.12, 2000, 0.82)])
+def test_power_is_within_a_point_of_the_published_table(discordant: float, n: int, published: float) -> None:
+    assert power(0.02, discordant, n) == pytest.approx(published, abs=0.01)
+
+
+@given(st.integers(20, 150), st.floats(0.02, 0.3), st.floats(-1, 1), st.sampled_from([0.02, 0.05, 0.1]))
+@settings(max_examples=20, deadline=None)
+def test_power_is_the_sum_over_all_tables(n: int, discordant: float, tilt: float, margin: float) -> None:
+    change_ = tilt * discordant
+    lost, gained = (discordant - change_) / 2, (discordant + change_) / 2
+    expected = chance(n, lost, gained, lambda b, c: score_statistic(b, c, n, -margin) >= stats.norm.ppf(0.95))
+    assert power(margin, discordant, n, change=change_) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_planned_number_of_items_has_about_the_power_it_was_planned_for() -> None:
+    for margin, discordant in [(0.02, 0.08), (0.05, 0.1), (0.03, 0.06)]:
+        assert power(margin, discordant, sample_size(margin, discordant)) == pytest.approx(0.8, abs=0.03)
+
+
+def test_power_for_shares_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a discordant share of 0\.1 with a change of 0\.2"):
+        power(0.02, 0.1, 100, change=0.2)
+    with pytest.raises(InputError, match="a margin of 1"):
+        power(1, 0.1, 100)
+
+
+# Error rates by simulation: at the margin no more passes than alpha and what the draws leave open (three standard errors)
+
+RUNS = 1500
+OPEN = 0.05 + 3 * math.sqrt(0.05 * 0.95 / RUNS)
+
+
+def calibration() -> ModuleType:
+    """The script that measures the figures of docs/reference/statistics.md."""
+    spec = importlib.util.spec_from_file_location("build_calibration", Path(__file__).parents[1] / "scripts" / "build_calibration.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CALIBRATION = calibration()
+
+
+@pytest.mark.parametrize("n", [100, 500, 2000])
+@pytest.mark.parametrize("changed", [0.03, 0.12])
+def test_no_test_passes_an_update_at_the_margin_more_often_than_alpha(n: int, changed: float) -> None:
+    rng = np.random.default_rng([n, round(100 * changed)])
+    alone, fours = CALIBRATION.drawn(rng, (RUNS, n), changed, -0.02), CALIBRATION.in_fours(rng, RUNS, n // 4, changed, -0.02)
+    assert CALIBRATION.tango_passes(alone, 0.02).mean() <= OPEN
+    assert CALIBRATION.clustered_passes(fours, 0.02).mean() <= OPEN
+    assert CALIBRATION.betting_passes(alone, 0.02).mean() <= OPEN
+    assert CALIBRATION.betting_passes(fours.mean(axis=2), 0.02).mean() <= OPEN
+    if n == 500:
+        assert CALIBRATION.tango_passes(fours.reshape(RUNS, -1), 0.02).mean() > 0.1, "clusters that are not respected err"
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.3, 1.0])
+def test_the_clustered_test_keeps_its_error_whatever_the_clusters_share(alike: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CALIBRATION, "ALIKE", alike)
+    fours = CALIBRATION.in_fours(np.random.default_rng(21), RUNS, 75, 0.03, -0.02)
+    assert CALIBRATION.clustered_passes(fours, 0.02).mean() <= OPEN
+
+
+def test_the_vectorised_tests_of_the_simulation_are_the_packages_own() -> None:
+    rng = np.random.default_rng(22)
+    clusters = [str(i // 4) for i in range(400)]
+    seen = set()
+    for changed, true in [(0.03, 0.0), (0.12, 0.05), (0.12, -0.05)]:
+        fours = CALIBRATION.in_fours(rng, 25, 100, changed, true)
+        flat = fours.reshape(25, -1)
+        together, alone = CALIBRATION.clustered_passes(fours, 0.05), CALIBRATION.tango_passes(flat, 0.05)
+        bets, whole = CALIBRATION.betting_passes(flat, 0.05), CALIBRATION.betting_passes(fours.mean(axis=2), 0.05)
+        for i, row in enumerate(flat):
+            before, after = (row < 0).astype(float), (row > 0).astype(float)
+            assert together[i] == paired_test(before, after, bound=-0.05, clusters=clusters).passed
+            assert alone[i] == noninferiority(int(before.sum()), int(after.sum()), 400, 0.05).passed
+            assert bets[i] == (betting(row, 0.05).verdict == "passed")
+            assert whole[i] == (betting(row, 0.05, clusters=clusters).verdict == "passed")
+            seen |= {together[i], bets[i], whole[i]}
+    assert seen == {True, False}
+
+
+def test_the_figures_that_need_no_draws_are_those_on_the_page() -> None:
+    assert "\n".join(CALIBRATION.exact()) in CALIBRATION.current()
 
 
 # Surface

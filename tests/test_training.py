@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from evaluation_fixtures import record, records
 from selectune.delta import apply
-from selectune.errors import DataError, Diverged, InputError, ModelError, SelectionViolated
+from selectune.errors import DataError, Diverged, DoesNotFit, InputError, ModelError, SelectionViolated
 from selectune.evaluation import Suite, Task, evaluate
 from selectune.hashing import manifest
 from selectune.models import Model
@@ -371,6 +372,17 @@ def test_a_selected_part_that_no_gradient_reaches_is_a_violation() -> None:
     model = tiny_model()
     with pytest.raises(SelectionViolated, match="vision"):
         train(model, model.map.select(("vision",)), examples(pictures=False), optim())
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_anything_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from selectune.training import room
+
+    monkeypatch.setattr(room, "free", lambda _device="cpu": 60_000)
+    model = tiny_model("llama")
+    with pytest.raises(DoesNotFit, match=r"optim\.batch: a batch of 12 does not fit: .* are free; .*optim\.micro_batch=\d+"):
+        train(model, attention(model), examples(pictures=False), optim(batch=12), session=Session(checkpoint_dir=tmp_path / "states"))
+    assert manifest(model.net).id == model.id
+    assert not (tmp_path / "states").exists()
 
 
 def test_an_empty_selection_is_refused_before_anything_is_done() -> None:

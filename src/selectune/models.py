@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from selectune.components import ComponentMap, map_model
 from selectune.components.architecture import build_failures
@@ -137,18 +137,27 @@ def check_folder(folder: Path, *, weights: bool = True) -> None:
     _check_links(folder, files, where)
     _check_code(files, where)
     tensors = [path for path in files if path.suffix == ".safetensors" and path.is_file()]
-    for path in files:
-        if path.suffix.lower() in PICKLES:
-            then = (
-                "Delete it: the safetensors beside it are read instead."
-                if tensors
-                else "Convert it with save_pretrained, where you trust it."
-            )
-            raise ModelError(
-                f"it holds {path.name}, a kind of file that runs what its author wrote when it is read", where=where, then=then
-            )
+    _check_pickles(files, tensors, where)
     if weights:
         _check_tensors(folder, tensors, where)
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuses an adapter's folder that brings code, pickle, links out of it or damaged weights, as `check_folder` does.
+
+    Raises ModelError.
+    """
+    where = f"adapter {folder}"
+    then = "Give the folder that holds adapter_config.json and adapter_model.safetensors."
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"there is no {name}", where=where, then=then)
+    files = sorted(folder.iterdir())
+    _check_links(folder, files, where)
+    _check_code(files, where)
+    tensors = [folder / "adapter_model.safetensors"]
+    _check_pickles(files, tensors, where)
+    _check_tensors(folder, tensors, where)
 
 
 def _check_links(folder: Path, files: list[Path], where: str) -> None:
@@ -174,6 +183,20 @@ def _check_code(files: list[Path], where: str) -> None:
             setting = _code_setting(_read_json(path, LARGEST_CONFIG, where))
             if setting is not None:
                 raise ModelError(f"the model asks for code of its own ({path.name}: {setting})", where=where, then=then)
+
+
+def _check_pickles(files: list[Path], tensors: list[Path], where: str) -> None:
+    """No file that runs what its author wrote when it is read."""
+    for path in files:
+        if path.suffix.lower() in PICKLES:
+            then = (
+                "Delete it: the safetensors beside it are read instead."
+                if tensors
+                else "Convert it with save_pretrained, where you trust it."
+            )
+            raise ModelError(
+                f"it holds {path.name}, a kind of file that runs what its author wrote when it is read", where=where, then=then
+            )
 
 
 def _code_setting(settings: Any) -> str | None:
@@ -235,26 +258,47 @@ def _check_tensors(folder: Path, tensors: list[Path], where: str) -> None:
                 raise ModelError(what, where=where, then="Put every file that the index names beside it.")
 
 
+def outline(source: str, name: str) -> PreTrainedModel:
+    """The network that `load` makes of a folder or a hub id, with its dtypes and names, on the meta device: no weight is read.
+
+    A folder must have gone through `check_folder`. Raises ModelError as `load` does.
+    """
+    return _network(source, name, dtype="auto", device_map="meta")
+
+
 def _from_pretrained(source: str, name: str, dtype: str, device: str | None) -> Model:
-    """Loads by transformers' auto classes: the vision-language class where the configuration has one, else the causal one."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
+
+    net = _network(source, name, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except build_failures() as error:
+        raise _unloadable(error, name) from error
+    return assemble(name, net.to(device) if device else net, processor)
+
+
+def _network(source: str, name: str, **options: Any) -> PreTrainedModel:
+    """Loads by transformers' auto classes: the vision-language class where the configuration has one, else the causal one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    kind: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
         config = AutoConfig.from_pretrained(source)
         family: Any = AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else AutoModelForCausalLM
-        net, report = family.from_pretrained(source, dtype=kind, use_safetensors=True, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(source)
+        net, report = family.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     except build_failures() as error:
-        then = "Check the name, or save the model again with save_pretrained (model and processor into one folder)."
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"transformers cannot load it ({reason})", where=f"model {name}", then=then) from error
+        raise _unloadable(error, name) from error
     if missing := sorted(report["missing_keys"]):
         # transformers fills these with random numbers and goes on: another model at each load.
         what = f"its files lack {len(missing)} of the model's tensors, such as {missing[0]}"
         raise ModelError(
             what, where=f"model {name}", then="Copy the files that are not there, or save the model again with save_pretrained."
         )
-    return assemble(name, net.to(device) if device else net, processor)
+    return cast("PreTrainedModel", net)
+
+
+def _unloadable(error: Exception, name: str) -> ModelError:
+    then = "Check the name, or save the model again with save_pretrained (model and processor into one folder)."
+    reason = " ".join(str(error).split())[:300]
+    return ModelError(f"transformers cannot load it ({reason})", where=f"model {name}", then=then)

@@ -19,8 +19,9 @@ from selectune.network import class_name, hold_still, parameters, walk
 if TYPE_CHECKING:
     from torch import nn
 
-    from selectune.components import Selection
+    from selectune.components import ComponentMap, Selection
     from selectune.models import Model
+    from selectune.network import Place
 
 Kind = Literal["int8", "nf4"]
 
@@ -34,15 +35,7 @@ def quantise(model: Model, keep: Iterable[Selection], kind: Kind) -> Model:
 
     Sources: Dettmers et al., "LLM.int8()" (2022); Dettmers et al., "QLoRA" (2023).
     """
-    trained = {name for selection in keep for name in selection.parameters}
-    tied = {component.parameter for component in model.map.components if component.tied}
-    heads = {component.parameter for component in model.map.components if component.name == "head"}
-    found = parameters(model.net)
-    frozen = [
-        place
-        for place in walk(model.net)
-        if class_name(place.module) == "Linear" and f"{place.path}.weight" in found and f"{place.path}.weight" not in trained | tied | heads
-    ]
+    frozen = frozen_linears(model.net, model.map, {name for selection in keep for name in selection.parameters})
     if not frozen:
         raise InputError("every linear layer is trained", where="quantise", then="Leave quantise out.")
     for place in frozen:
@@ -50,6 +43,13 @@ def quantise(model: Model, keep: Iterable[Selection], kind: Kind) -> Model:
         setattr(model.net.get_submodule(parent), child, _quantised(place.module, kind))
     hold_still(model.net)
     return replace(model, map=map_model(model.net, model.name), manifest=manifest(model.net))
+
+
+def frozen_linears(net: nn.Module, found: ComponentMap, trained: Iterable[str]) -> list[Place]:
+    """The layers that a quantised base has in fewer bits, where the parameters `trained` stay as they are."""
+    stay = {*trained, *(component.parameter for component in found.components if component.tied or component.name == "head")}
+    own = parameters(net).keys() - stay
+    return [place for place in walk(net) if class_name(place.module) == "Linear" and f"{place.path}.weight" in own]
 
 
 def _quantised(linear: Any, kind: Kind) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,8 +48,15 @@ def test_a_process_that_dies_ends_the_others_with_one_error_and_all_go_on_from_t
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     for kind, found in json.loads(done.stdout.splitlines()[-1]).items():
-        survivor, dead = found["lost"]
-        assert dead == "-9"
-        assert survivor.startswith("ProcessLost: training: another process of this training is gone"), kind
-        assert survivor.endswith("start all of them again; from the last checkpoint, if there is one.")
-        assert found["again"] == found["straight"], kind
+        assert found["straight"]["codes"] == found["again"]["codes"] == [0, 0]
+        assert found["again"]["said"] == found["straight"]["said"], kind
+        for name, steps, patience in (("lost", 3, 0.0), ("still", 5, 8.0)):
+            one = found[name]
+            assert one["codes"] == [1, -9], (kind, name, one)
+            survivor = one["said"][0]
+            assert survivor.startswith("ProcessLost: training: another process of this training is gone or does not answer"), kind
+            assert f", after {steps} of 6 steps. Look at the end of its own messages, and start all of them again" in survivor, survivor
+            assert re.search(r"with the same recipe: resume .*checkpoints-(True|False)\.$", survivor), survivor
+            assert one["seconds"] < patience + 40, "it ends by itself, and soon"
+            assert all("process-2-of-2/.partial-" in path for path in one["torn"]), "what the dead one was writing is no checkpoint"
+        assert found["again"]["torn"] == [], "and is taken away"

@@ -19,7 +19,7 @@ LEVELS = (
     ("errors", "network", "hashing"),
     ("recipe", "components", "statistics"),
     ("models", "records", "delta"),
-    ("quantising",),
+    ("precision", "quantising"),
     ("training", "evaluation", "probes", "mitigation"),
     ("gates", "monitor"),
     ("registry", "governance"),

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from selectune.cli import measuring, models, running, versions
+from selectune.cli import comparing, deriving, foreign, governing, measuring, models, running, versions
 from selectune.cli.options import FamilyFiles
 from selectune.cli.screen import Screen
 
@@ -49,7 +49,7 @@ def program(context: typer.Context, families: FamilyFiles = None) -> None:
                 context.with_resource(add_families(path))
 
 
-for group in (running, models, measuring, versions):
+for group in (running, models, measuring, foreign, comparing, versions, deriving, governing):
     group.add_to(app)
 
 

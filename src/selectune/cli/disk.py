@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+
+from selectune.reporting.tables import plain_table
 
 if TYPE_CHECKING:
     from selectune.cli.screen import Screen
@@ -37,9 +38,7 @@ def _print(console: Console, found: ComponentMap, places: Places, selection: Sel
             memory = family(component.parameter) + (" (part)" if component.slice is not None else "")
             names = rows.setdefault((family(component.name), memory), {})
             names |= dict.fromkeys(f"{family(stored.name)}{'' if stored.whole else ' (part)'}" for stored in place)
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
-    for heading in ("component", "in memory", "on disk"):
-        table.add_column(heading, overflow="fold")
+    table = plain_table("component", "in memory", "on disk", others="left")
     for (name, memory), names in rows.items():
         table.add_row(name, memory, "\n".join(names) or "not saved")
     console.print(table)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from selectune.cli.disk import show_disk
 from selectune.cli.options import DEFAULT_REGISTRY, AsJson, ModelArgument, RecipeArgument, RegistryUrl, Sets
 from selectune.cli.screen import Screen
+from selectune.reporting.tables import plain_table
 
 if TYPE_CHECKING:
     from selectune.components import ComponentMap, Portions, Selection, Span
@@ -74,7 +74,7 @@ def _print_map(console: Console, found: ComponentMap) -> None:
         elements[row] += component.elements
         shapes.setdefault(row, set()).add(component.shape)
         tied.setdefault(row, set()).update(component.tied)
-    table = _table("component", "count", "shapes", "elements")
+    table = plain_table("component", "count", "shapes", "elements")
     for name, count in found.families.items():
         sizes = sorted(shapes[name])
         shown = ", ".join("x".join(map(str, shape)) or "1" for shape in sizes[:2]) + (" …" if len(sizes) > 2 else "")
@@ -85,12 +85,12 @@ def _print_map(console: Console, found: ComponentMap) -> None:
 
 
 def _print_taken(console: Console, taken: Portions, selection: Selection) -> None:
-    table = _table("tower", "taken", "of components", "elements", "of the tower", "of the model")
+    table = plain_table("tower", "taken", "of components", "elements", "of the tower", "of the model")
     for row in taken.towers:
         shares = (f"{row.share:.1%}", f"{row.elements / taken.elements:.1%}")
         table.add_row(row.tower, f"{row.components:,}", f"{row.of_components:,}", f"{row.elements:,}", *shares)
     console.print(table)
-    table = _table("layers", "taken", "elements", "of these layers")
+    table = plain_table("layers", "taken", "elements", "of these layers")
     for span in taken.spans:
         table.add_row(_spoken(span), f"{span.components:,}", f"{span.elements:,}", f"{span.share:.1%}")
     console.print(table)
@@ -130,16 +130,16 @@ def _print_plan(console: Console, made: Plan) -> None:
     console.print(
         f"{made.recipe} on {made.model}: {made.selected:,} of {made.elements:,} elements may move ({made.selected / made.elements:.1%})"
     )
-    table = _table("component", "count", "elements")
+    table = plain_table("component", "count", "elements")
     for name, count, elements in made.families:
         table.add_row(name, f"{count:,}", f"{elements:,}")
     console.print(table)
-    table = _table("phase", "source", "records", "steps", "batch", "rate", "s a step")
+    table = plain_table("phase", "source", "records", "steps", "batch", "rate", "s a step")
     for phase in made.phases:
         seconds = "" if phase.seconds is None else f"{phase.seconds:.2g}"
         table.add_row(phase.name, phase.source, f"{phase.records:,}", f"{phase.steps:,}", str(phase.batch), f"{phase.lr:g}", seconds)
     console.print(table)
-    table = _table("measured", "role", "kind", "n")
+    table = plain_table("measured", "role", "kind", "n")
     for task, role, kind, n in made.tests:
         table.add_row(task, role, kind, f"{n:,}")
     console.print(table)
@@ -147,7 +147,7 @@ def _print_plan(console: Console, made: Plan) -> None:
     console.print(f"gate: {gate}")
     memory = made.memory
     parts = {"weights": memory.parameters, "masters": memory.masters, "moments": memory.moments, "gradients": memory.gradients}
-    parts |= {"activations": memory.activations, "logits": memory.logits, "kept": memory.kept, "heap": memory.heap}
+    parts |= {"activations": memory.activations, "logits": memory.logits, "kept": memory.kept, "keep": memory.keep, "heap": memory.heap}
     shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     console.print(f"memory, a forecast: {memory.total / 1e9:.2f} GB at the peak ({shown}; not all of it at once)")
     console.print(made.fits, markup=False)
@@ -164,13 +164,6 @@ def _print_sample(console: Console, sample: Shown) -> None:
     console.print(sample.text, markup=False)
     for name, shape in sample.pixels.items():
         console.print(f"{name}: {list(shape)}", markup=False)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
-    return table
 
 
 def add_to(app: typer.Typer) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Reason, RegistryUrl
 from selectune.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from selectune.registry import Standing
+    from selectune.registry import Update as Recorded
 
 Update = Annotated[str, typer.Argument(metavar="ID", help="An update's id, the beginning of one, or a name.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name such as production.")]
@@ -29,7 +33,7 @@ def log(
         from selectune.reporting.result import UpdateInfo
 
         opened = Registry.open(registry)
-        found = opened.log(name)
+        found, signed = opened.log(name), opened.standing()
 
         def human(console: Console) -> None:
             from selectune.reporting.terminal import log_table
@@ -51,8 +55,11 @@ def log(
                 for one in found
             ]
             console.print(log_table(rows))
+            for one in found:
+                for note in signed.notes(one.id):
+                    console.print(f"{one.id[:12]}: {note}", markup=False)
 
-        screen.show({"updates": [update.to_json() for update in found]}, human)
+        screen.show({"updates": [_described(update, signed) for update in found]}, human)
 
 
 def show(update: Update, *, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:
@@ -60,32 +67,45 @@ def show(update: Update, *, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: A
     with Screen(as_json=as_json) as screen:
         from selectune.registry import Registry
 
-        found = Registry.open(registry).show(update)
+        opened = Registry.open(registry)
+        document = _described(opened.show(update), opened.standing())
 
         def human(console: Console) -> None:
             import yaml
 
-            console.print(yaml.safe_dump(found.to_json(), sort_keys=False, allow_unicode=True, width=120).rstrip(), markup=False)
+            console.print(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120).rstrip(), markup=False)
 
-        screen.show(found.to_json(), human)
+        screen.show(document, human)
+
+
+def _described(update: Recorded, signed: Standing) -> dict[str, Any]:
+    """An update with what people signed of it."""
+    end = signed.revoked.get(update.id)
+    return {
+        **update.to_json(),
+        "approvals": [one.to_json() for one in signed.signatures(update.id)],
+        "revoked": {"reason": end.reason, "actor": end.actor, "created": end.created} if end else None,
+        "notes": signed.notes(update.id),
+    }
 
 
 def apply(
     update: Update,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     *,
+    sign: Annotated[str | None, typer.Option("--sign", metavar="KEY", help="Sign the folder with this P-256 key: OUT/model.sig.")] = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
     """Write an update as a full checkpoint: weights with the names of its base's files, configuration, processor."""
     with Screen(as_json=as_json) as screen:
-        from selectune.registry import Registry
+        from selectune.pipeline.witnessing import open_key, open_registry
 
-        opened = Registry.open(registry)
+        opened, key = open_registry(registry), open_key(sign) if sign else None
         found = opened.show(update)
         from selectune.pipeline import save_full
 
-        path = save_full(opened, found.id, out)
+        path = save_full(opened, update, out, sign=key)
         document = {"update": found.id, "model_id": found.child, "folder": str(path)}
         screen.show(document, lambda console: console.print(f"{path}: update {found.id[:12]}, model {found.child[:12]}"))
 
@@ -95,9 +115,9 @@ def promote(
 ) -> None:
     """Point a name to an update. The reason is kept; so is where the name pointed before."""
     with Screen(as_json=as_json) as screen:
-        from selectune.registry import Registry
+        from selectune.pipeline.witnessing import open_registry
 
-        move = Registry.open(registry).promote(update, name, reason, actor or getpass.getuser())
+        move = open_registry(registry).promote(update, name, reason, actor or getpass.getuser())
         if move.verdict != "passed":
             word = move.verdict or "none, it was not judged"
             screen.say(f"note: the gate's word on {move.update[:12]} was: {word}; the log keeps that beside your reason")
@@ -109,32 +129,67 @@ def promote(
 def revert(name: Name, *, reason: Reason, actor: Actor = None, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:
     """Point a name back to where it pointed before its last promotion."""
     with Screen(as_json=as_json) as screen:
-        from selectune.registry import Registry
+        from selectune.pipeline.witnessing import open_registry
 
-        move = Registry.open(registry).revert(name, reason, actor or getpass.getuser())
+        move = open_registry(registry).revert(name, reason, actor or getpass.getuser())
         screen.show(
             move.to_json(), lambda console: console.print(f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})")
         )
 
 
-def verify(*, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:
-    """Recompute every hash of the registry. Exit code 1 if something is not what it says."""
+def verify(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="A checkpoint, with --signature.")] = None,
+    *,
+    head: Annotated[str | None, typer.Option("--head", metavar="FILE", help="A signed head of the log that was kept elsewhere.")] = None,
+    signature: Annotated[Path | None, typer.Option("--signature", metavar="FILE", help="The folder's signature, model.sig.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", help="The public key that is trusted, as PEM; of a head, the policy's without it."),
+    ] = None,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every hash of the registry, or check a folder's signature. Exit code 1 if something is not what it says."""
     with Screen(as_json=as_json) as screen:
-        from dataclasses import asdict
+        if folder is not None or signature is not None:
+            _verify_folder(screen, folder, signature, key)
+        else:
+            _verify_registry(screen, registry, head, key)
 
-        from selectune.registry import Registry
 
-        found = Registry.open(registry).verify()
+def _verify_folder(screen: Screen, folder: Path | None, signature: Path | None, key: Path | None) -> None:
+    from selectune.errors import InputError
+    from selectune.governance import read_public, verify_folder
 
-        def human(console: Console) -> None:
-            for problem in found.problems:
-                console.print(f"{problem.kind} {problem.subject}: {problem.text}", markup=False)
-            state = "nothing is wrong" if found.ok else f"{len(found.problems)} problems"
-            console.print(f"{found.events} events, {found.updates} updates, {found.objects} objects: {state}")
+    if folder is None or signature is None or key is None:
+        raise InputError("a folder, its signature and a key belong together", then="selectune verify FOLDER --signature FILE --key FILE")
+    found = verify_folder(folder, signature, read_public(key))
+    document = {"ok": True, "folder": str(folder), "signed_as": found.name, "files": found.files, "key": found.key}
+    screen.show(document, lambda console: console.print(f"{found.files} files as they were signed with key {found.key[:12]}", markup=False))
 
-        screen.show({"ok": found.ok, **asdict(found)}, human)
-        if not found.ok:
-            screen.exit(1)
+
+def _verify_registry(screen: Screen, url: str, place: str | None, key: Path | None) -> None:
+    from dataclasses import asdict
+
+    from selectune.governance import read_public
+    from selectune.registry import Registry
+
+    opened = Registry.open(url)
+    found = opened.verify() if place is None else opened.verify_signed(place, read_public(key) if key else None)
+
+    def human(console: Console) -> None:
+        for problem in found.problems:
+            console.print(f"{problem.kind} {problem.subject}: {problem.text}", markup=False)
+        state = "nothing is wrong" if found.ok else f"{len(found.problems)} problems"
+        console.print(f"{found.events} events, {found.updates} updates, {found.objects} objects: {state}")
+        if found.policy:
+            console.print(f"policy {found.policy[:12]}")
+        else:
+            console.print("no policy: any update may get any name, and nobody has to approve")
+
+    screen.show({"ok": found.ok, **asdict(found)}, human)
+    if not found.ok:
+        screen.exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -59,6 +59,17 @@ def views(tensor: Tensor, region: Region | None) -> list[Tensor]:
     return [tensor[box] for box in boxes(tuple(tensor.shape), region)]
 
 
+def mask(shape: tuple[int, ...], regions: Iterable[Region | None]) -> Tensor:
+    """A bool tensor of `shape`, on the CPU: true inside the regions."""
+    import torch
+
+    inside = torch.zeros(shape, dtype=torch.bool)
+    for region in regions:
+        for view in views(inside, region):
+            view.fill_(True)
+    return inside
+
+
 def covers(shape: tuple[int, ...], regions: Iterable[Region | None]) -> bool:
     """Whether disjoint regions together are the whole tensor."""
     return sum(elements_of(shape, region) for region in regions) == prod(shape)

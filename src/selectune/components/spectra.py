@@ -120,13 +120,13 @@ def _numbers(net: nn.Module, pool: Selection, by: By) -> list[tuple[str, float, 
     elements: dict[str, int] = {}
     for component in pool.components:
         elements[component.name] = elements.get(component.name, 0) + component.elements
-        matrix = _matrix(whole(found[component.parameter]), component.slice)
+        matrix = matrix_of(whole(found[component.parameter]), component.slice)
         if matrix is not None:
             numbers.setdefault(component.name, []).append(measure(matrix))
     return [(name, sum(values) / len(values), elements[name]) for name, values in numbers.items()]
 
 
-def _matrix(tensor: Tensor, region: Region | None) -> Tensor | None:
+def matrix_of(tensor: Tensor, region: Region | None) -> Tensor | None:
     """The region as a matrix in fp32: leading axes of length 1 are dropped, those behind the second are one; None for a vector."""
     import torch
 

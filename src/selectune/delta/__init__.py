@@ -13,19 +13,26 @@ from selectune.delta.format import Delta, Part, Touched
 if TYPE_CHECKING:
     from selectune.delta.capturing import Captured, capture
     from selectune.delta.changes import Snapshot, after, applied, apply, extract, interpolate, onto, restore, revert, snapshot
+    from selectune.delta.merging import Dare, Linear, Ties, merge
+    from selectune.delta.rebasing import carry
 
 __all__ = [
     "Captured",
+    "Dare",
     "Delta",
+    "Linear",
     "Part",
     "Snapshot",
+    "Ties",
     "Touched",
     "after",
     "applied",
     "apply",
     "capture",
+    "carry",
     "extract",
     "interpolate",
+    "merge",
     "onto",
     "restore",
     "revert",
@@ -45,6 +52,11 @@ _HOMES = {
     "restore": "changes",
     "revert": "changes",
     "snapshot": "changes",
+    "Dare": "merging",
+    "Linear": "merging",
+    "Ties": "merging",
+    "merge": "merging",
+    "carry": "rebasing",
 }
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from selectune.components.proof import Proof
-from selectune.components.slices import Region, views
+from selectune.components.slices import Region, mask
 from selectune.delta.bits import bit_view
 from selectune.delta.changes import extract, net_of, regions, snapshot
 from selectune.delta.format import Delta
@@ -170,11 +170,7 @@ class _Hold:
 
     def __init__(self, name: str, parameter: torch.nn.Parameter, ranges: list[Region]) -> None:
         self._name = name
-        inside = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-        for region in ranges:
-            for view in views(inside, region):
-                view.fill_(True)
-        self._inside = same_sharding(inside, parameter)
+        self._inside = same_sharding(mask(tuple(parameter.shape), ranges).to(parameter.device), parameter)
         self._original = bit_view(local(parameter)).clone()
 
     def mask_gradients(self, parameter: torch.nn.Parameter) -> RemovableHandle:

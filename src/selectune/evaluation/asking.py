@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
 from selectune.errors import DataError
 from selectune.evaluation.features import tower
+from selectune.evaluation.frozen import Frozen, find_frozen
 from selectune.hashing import Manifest, digest
 from selectune.hashing import manifest as manifest_of
-from selectune.network import is_sharded
+from selectune.network import holds_shards
 from selectune.records import Encoded, Encoder, collate
-from selectune.training.features import Tower, inject
+from selectune.training.features import FeatureCache, Tower, inject
 from selectune.training.processes import Found, Processes
 
 if TYPE_CHECKING:
+    from selectune.components import Selection
+    from selectune.evaluation.kept import Kept
     from selectune.models import Model
 
 Inputs = dict[str, Any]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +42,24 @@ class Asker:
     """Pictures' features at that moment."""
     processes: Processes
     """This one and the others that measure the same model."""
+    frozen: Frozen | None = None
+    """The layers below everything that is trained, with what they made in other stages."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Which fast ways are taken and why, by name; filled in while the model is asked."""
+    cached: list[str] = field(default_factory=list)
+    """Tasks that were read and not asked."""
+
+    def said(self) -> dict[str, str]:
+        """Both for a measurement's environment."""
+        ways = {f"way.{name}": why for name, why in sorted(self.reasons.items())}
+        return ways | ({"cached": ", ".join(self.cached)} if self.cached else {})
 
     @cached_property
     def _apart(self) -> bool:
         """Whether each process takes batches of its own. A sharded model is gathered in step, so there all make the same ones."""
-        return self.processes.count > 1 and not any(is_sharded(parameter) for parameter in self.model.net.parameters())
+        return self.processes.count > 1 and not holds_shards(self.model.net)
 
-    def own(self, batches: Iterable[list[int]]) -> Iterator[list[int]]:
+    def own(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """This process's batches: whole ones, so that every answer is what one process alone would get."""
         return islice(batches, self.processes.index, None, self.processes.count) if self._apart else iter(batches)
 
@@ -59,6 +74,12 @@ class Asker:
         tokenizer = self.model.tokenizer
         found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return int(found) if found is not None else 0
+
+    @cached_property
+    def image(self) -> int | None:
+        """The id of an image token; None for a model that names none."""
+        found = getattr(self.model.net.config, "image_token_id", None)
+        return None if found is None else int(found)
 
     @cached_property
     def taken(self) -> frozenset[str]:
@@ -87,10 +108,30 @@ class Asker:
             raise DataError(what, where=f'{where}: record "{row.record_id}"', then="Shorten it or leave it out; nothing is cut in silence.")
 
 
-def asker(model: Model) -> Asker:
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What measurements of one model's stages have in common; a training may share it too."""
+
+    features: FeatureCache = field(default_factory=FeatureCache)
+    """Pictures' features, and in its store what frozen layers made."""
+    selection: Selection | None = None
+    """What differs from stage to stage. What lies below all of it is computed once for each prompt."""
+    kept: Kept | None = None
+    """Tasks that were measured before, by this process or another; they are not measured again."""
+
+
+def asker(model: Model, shared: Shared | None = None) -> Asker:
     """An `Asker` of the model as it is now; hashes every tensor, about a second for each 1.6 GB."""
+    bound = tower(model) if shared is None else shared.features.bind(model)
+    frozen, why = (None, "no: nothing is shared") if shared is None else find_frozen(model, shared.selection, shared.features.store)
     return Asker(
-        model=model, encoder=Encoder(model.processor), tensors=manifest_of(model.net), tower=tower(model), processes=Processes(model)
+        model=model,
+        encoder=Encoder(model.processor),
+        tensors=manifest_of(model.net),
+        tower=bound,
+        processes=Processes(model),
+        frozen=frozen,
+        reasons={"frozen": why},
     )
 
 

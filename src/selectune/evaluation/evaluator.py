@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
+from selectune.components import Selection
+from selectune.delta import applied
 from selectune.errors import DataError
-from selectune.evaluation.asking import Asker, asker, prompt_digest
-from selectune.evaluation.likelihood import Likelihood, choice_likelihoods, text_likelihoods
+from selectune.evaluation.asking import Asker, Shared, asker, prompt_digest
+from selectune.evaluation.likelihood import Likelihood, Ranking, choice_likelihoods, text_likelihoods
 from selectune.evaluation.measurement import Measurement, Sample, check_differs
-from selectune.evaluation.scorers import Reference, f1, scorer
-from selectune.evaluation.suite import Suite, Task, answer_index, choices_of
+from selectune.evaluation.scorers import Reference
+from selectune.evaluation.suite import Suite, Task, answer_index, answers_offered, choices_of
 from selectune.evaluation.undisturbed import undisturbed
-from selectune.evaluation.writing import write
+from selectune.evaluation.writing import end_tokens, settled, write
+from selectune.hashing import digest
+from selectune.training.features import settings_digest
 
 if TYPE_CHECKING:
+    from selectune.delta import Delta
+    from selectune.evaluation.kept import Kept
     from selectune.models import Model
     from selectune.records import Encoded, Record
 
@@ -27,23 +35,33 @@ Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
-    model: Model, suite: Suite, *, stage: str = "", batch: int = 32, progress: Progress | None = None, base: Measurement | None = None
+    model: Model,
+    suite: Suite,
+    *,
+    stage: str = "",
+    batch: int = 32,
+    progress: Progress | None = None,
+    base: Measurement | None = None,
+    shared: Shared | None = None,
 ) -> Measurement:
     """Asks the model every record of the suite and scores what it says; nothing about the model or the random state is changed.
 
     Generation is greedy, whatever the model's generation configuration says. Equal weights, suite, batch and environment give equal
     outputs; another batch size may change a low-precision model's answer where two tokens are all but equally likely. The measurement's
-    `model_id` is hashed from the tensors as they are now, also in the middle of a training.
+    `model_id` is hashed from the tensors as they are now, also in the middle of a training. Its `environment` says which fast ways were
+    taken, or why not.
 
-    With `base`, the model is taken for an updated one: raises SameModel where its weights are those that `base` was measured on. Raises
-    DataError for a record that does not fit the model's window, and for a score outside [0, 1].
+    `shared` is what this measurement has in common with those of other stages. With `base`, the model is taken for an updated one: raises
+    SameModel where its weights are those that `base` was measured on. Raises DataError for a record that does not fit the model's window,
+    and for a score outside [0, 1].
     """
     started = time.perf_counter()
     with undisturbed(model.net):
-        ready = asker(model)
+        ready = asker(model, shared)
         if base is not None:
             check_differs(ready.tensors.id, base, stage=stage)
-        samples = [sample for task in suite.tasks for sample in _measure(ready, task, batch, progress)]
+        kept = None if shared is None else shared.kept
+        samples = [sample for task in suite.tasks for sample in _measured(ready, task, _Way(batch=batch, kept=kept), progress)]
     return Measurement(
         stage=stage,
         model_id=ready.tensors.id,
@@ -51,17 +69,106 @@ def evaluate(
         samples=tuple(samples),
         seconds=time.perf_counter() - started,
         kinds={task.name: task.kind for task in suite.tasks},
-        environment=_environment(model, batch),
+        environment=environment(model, batch) | ready.said(),
     )
 
 
-def _environment(model: Model, batch: int) -> dict[str, str]:
+def evaluate_versions(
+    model: Model,
+    versions: Mapping[str, Sequence[Delta]],
+    suite: Suite,
+    *,
+    batch: int = 32,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> dict[str, Measurement]:
+    """Measures several versions of a model, each the deltas that lead to it from `model`, none for the model itself.
+
+    What they have in common is computed once: pictures' features, and what layers below all that the deltas touch make of each prompt.
+    Afterwards the model is as it was. Raises WrongParent for deltas that do not lead on from one another.
+    """
+    if shared is None:
+        touched = {name for chain in versions.values() for delta in chain for name in delta.tensors}
+        components = tuple(component for component in model.map.components if component.parameter in touched)
+        shapes = {name: model.map.shapes[name] for name in touched}
+        shared = Shared(selection=Selection(patterns=(), components=components, full_shapes=shapes) if components else None)
+    found = {}
+    for stage, chain in versions.items():
+        with ExitStack() as stack:
+            version = model
+            for delta in chain:
+                version = stack.enter_context(applied(version, delta))
+            found[stage] = evaluate(version, suite, stage=stage, batch=batch, progress=progress, shared=shared)
+    return found
+
+
+def environment(model: Model, batch: int) -> dict[str, str]:
+    """What outputs may depend on besides weights and prompts: versions, and where the last bits of a number come from."""
+    from selectune import __version__
+
     return {
+        "selectune": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": str(model.device),
+        "processor": _processor(model.device),
+        "threads": str(torch.get_num_threads()),
         "dtype": str(model.net.dtype).removeprefix("torch."),
+        "attention": str(model.net.config._attn_implementation),
         "batch": str(batch),
+    }
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Way:
+    """How a task is measured."""
+
+    batch: int
+    kept: Kept | None
+
+
+def _measured(asker: Asker, task: Task, way: _Way, progress: Progress | None) -> list[Sample]:
+    """A task's samples, read where they are kept."""
+    if way.kept is None:
+        return _measure(asker, task, way.batch, progress)
+    if asker.processes.count > 1:
+        # One might find what another does not, and they measure in step.
+        asker.reasons["kept"] = "no: several processes"
+        return _measure(asker, task, way.batch, progress)
+    about = _about(asker, task, way.batch)
+    found = way.kept.find(task, about)
+    if found is None:
+        made = _measure(asker, task, way.batch, progress)
+        way.kept.keep(task, about, tuple(made))
+        return made
+    asker.cached.append(task.name)
+    _Count(task, progress).add(len(found))
+    if task.kind in ("perplexity", "choice"):
+        return list(found)
+    # The scorer may be the user's own, or better than it was: what was written is scored as it is today.
+    pairs = zip(task.records, found, strict=True)
+    return [_scored(task, record, asker.encoder.prompt(record), sample.output, dict(sample.extra)) for record, sample in pairs]
+
+
+def _about(asker: Asker, task: Task, batch: int) -> dict[str, Any]:
+    """Everything that a task's samples depend on."""
+    rows = [asker.encoder.encode(record) if task.kind == "perplexity" else asker.encoder.prompt(record) for record in task.records]
+    template = getattr(asker.model.processor, "chat_template", None) or getattr(asker.model.tokenizer, "chat_template", None)
+    return {
+        "model": asker.tensors.id,
+        "task": task.digest,
+        "asked": digest("asked", [[row.record_id, prompt_digest(row)] for row in rows]),
+        "pictures": settings_digest(asker.model),
+        "template": digest("template", str(template)),
+        "decoding": {"greedy": True, "ends": end_tokens(asker), "most": task.max_new_tokens},
+        "environment": environment(asker.model, batch),
+        "begins": 0 if asker.frozen is None else asker.frozen.index,
     }
 
 
@@ -87,45 +194,48 @@ def _measure(asker: Asker, task: Task, batch: int, progress: Progress | None) ->
 
 
 def _answers(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
-    """What the model writes of its own accord."""
+    """What the model writes of its own accord; with `likelihoods` also what it finds likeliest."""
     records = list(task.records)
     prompts = [asker.encoder.prompt(record) for record in records]
     for prompt in prompts:
         asker.check_fits(prompt, task.max_new_tokens, where=f"task {task.name}")
+    offered = answers_offered(records, where=f"task {task.name}") if task.likelihoods else []
+    ranking = Ranking.beside(asker, prompts, records, offered) if offered and settled(asker, prompts) else None
     written: dict[int, list[int]] = {}
-    for indices, ids in write(asker, prompts, max_new_tokens=task.max_new_tokens, batch=batch):
+    for indices, ids in write(asker, prompts, max_new_tokens=task.max_new_tokens, batch=batch, beside=ranking):
         written |= dict(zip(indices, ids, strict=True))
         count.add(len(indices))
     answers = asker.whole(written)
     outputs = [asker.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     extras: list[dict[str, Any]] = [{"tokens": len(ids)} for ids in answers]
     if task.likelihoods:
-        for extra, record, likelihoods in zip(extras, records, _ranked(asker, task, batch, lambda n: None), strict=True):
-            extra["choice"] = _reading(record, likelihoods)
+        ranked = (
+            choice_likelihoods(asker, records, offered, batch=batch, done=lambda n: None) if ranking is None else asker.whole(ranking.found)
+        )
+        for extra, record, choices, likelihoods in zip(extras, records, offered, ranked, strict=True):
+            extra["choice"] = _reading(record, choices, likelihoods)
     return [_scored(task, *row) for row in zip(records, prompts, outputs, extras, strict=True)]
 
 
 def _choices(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
     """Which of the choices the model finds likeliest; the first of equals."""
-    samples = []
-    for record, likelihoods in zip(task.records, _ranked(asker, task, batch, count.add), strict=True):
-        reading = _reading(record, likelihoods)
+    records, samples = list(task.records), []
+    offered = [choices_of(record) for record in records]
+    ranked = choice_likelihoods(asker, records, offered, batch=batch, done=count.add)
+    for record, choices, likelihoods in zip(records, offered, ranked, strict=True):
+        reading = _reading(record, choices, likelihoods)
         output, score = reading.pop("output"), reading.pop("score")
         samples.append(_sample(task, record, asker.encoder.prompt(record), output=output, score=score, extra=reading))
     return samples
 
 
-def _ranked(asker: Asker, task: Task, batch: int, done: Callable[[int], None]) -> list[list[Likelihood]]:
-    return choice_likelihoods(asker, list(task.records), batch=batch, done=done)
-
-
-def _reading(record: Record, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
+def _reading(record: Record, choices: Sequence[str], likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
     """The likeliest choice, whether it is the right one, and every choice's log-likelihood in nats."""
     totals = [likelihood.total for likelihood in likelihoods]
     best = totals.index(max(totals))
-    right = answer_index(record, where="choice")
+    right = answer_index(record, where="choice", choices=choices)
     return {
-        "output": choices_of(record)[best],
+        "output": choices[best],
         "score": float(best == right),
         "logprobs": totals,
         "tokens": [one.tokens for one in likelihoods],
@@ -148,7 +258,7 @@ def _texts(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
 
 
 def _scored(task: Task, record: Record, prompt: Encoded, output: str, extra: dict[str, Any]) -> Sample:
-    judge = f1 if task.kind == "caption" else scorer(task.scorer)
+    judge = task.judge
     where = f'task {task.name}: record "{record.id}"'
     try:
         score = float(judge(output, Reference.of(record)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from selectune.evaluation.asking import Asker, Inputs, batches
-from selectune.evaluation.suite import choices_of
+from selectune.evaluation.reading import Rows, part, read
+from selectune.evaluation.writing import frozen_part, planned_groups, settled
 from selectune.records import Message
+from selectune.training.cut import Cut
 
 if TYPE_CHECKING:
+    from selectune.evaluation.plans import Group
     from selectune.records import Encoded, Record
 
 IGNORED = -100
@@ -36,48 +38,76 @@ class Likelihood:
 
 def text_likelihoods(asker: Asker, rows: Sequence[Encoded], *, batch: int, done: Done) -> list[Likelihood]:
     """For each encoded record the log-likelihood of its labelled tokens, by one forward of the whole record. `done` is told of each batch's
-    size."""
+    size.
+
+    Above frozen layers it begins with the states that a training on the same records keeps, and keeps them for it.
+    """
     found: dict[int, Likelihood] = {}
+    frozen = frozen_part(asker, rows)
+    cut = None if frozen is None else Cut(asker.model, frozen.layers, frozen.index, frozen.store, rows, below=frozen.key)
     for indices in asker.own(batches([len(row.input_ids) for row in rows], batch, tokens=POSITIONS)):
-        part = [rows[index] for index in indices]
-        for index, likelihood in zip(indices, _whole(asker, part), strict=True):
+        some = [rows[index] for index in indices]
+        for index, likelihood in zip(indices, _whole(asker, some, cut), strict=True):
             found[index] = likelihood
         done(len(indices))
     return asker.whole(found)
 
 
-def choice_likelihoods(asker: Asker, records: Sequence[Record], *, batch: int, done: Done) -> list[list[Likelihood]]:
-    """For each record the log-likelihood of each of its choices as the assistant's answer, given the prompt.
+def choice_likelihoods(
+    asker: Asker, records: Sequence[Record], choices: Sequence[Sequence[str]], *, batch: int, done: Done
+) -> list[list[Likelihood]]:
+    """For each record the log-likelihood of each of its `choices` as the assistant's answer, given the prompt.
 
     A choice's likelihood is the sum over exactly the tokens that would be labelled if the choice were the record's answer, in the form in
     which training sees it: its words and, where the template labels it, the token that ends the turn. With the end token the sum is the
     probability of that answer and nothing after it, so "cat" gains nothing from being the beginning of "cat fish", and no division by
     length is made.
 
-    The prompt of a record runs once; its keys and values are shared by the choices. Where a network works out positions of its own
-    (multi-dimensional rotary positions) each choice runs as a whole record instead: the same sums, more work.
+    The prompt of a record runs once; its keys and values are shared by the choices. Where the network was not seen to allow that
+    (`evaluation.trial`) each choice runs as a whole record instead: the same sums, more work.
     """
-    offered = [_offered(asker, record) for record in records]
-    if "mm_token_type_ids" in asker.taken:
+    offered = [_offered(asker, *pair) for pair in zip(records, choices, strict=True)]
+    prompts = [part(rows[0], 0, _shared(rows)) for rows in offered]
+    if not settled(asker, prompts):
         flat = text_likelihoods(asker, [row for rows in offered for row in rows], batch=batch, done=lambda n: None)
         done(len(records))
         bounds = iter(flat)
         return [[next(bounds) for _ in rows] for rows in offered]
-    found: dict[int, list[Likelihood]] = {}
-    shared = [_shared(rows) for rows in offered]
-    for indices in asker.own(batches(shared, batch)):
-        prompts = [_cut(offered[index][0], shared[index]) for index in indices]
-        endings = [[_ending(row, shared[index]) for row in offered[index]] for index in indices]
-        for index, likelihoods in zip(indices, _continued(asker, prompts, endings), strict=True):
-            found[index] = likelihoods
-        done(len(indices))
-    return asker.whole(found)
+    frozen, ranking = frozen_part(asker, prompts), Ranking(asker, prompts, offered)
+    for group in asker.own(planned_groups(asker, prompts, batch)):
+        ranking(group, read(asker, prompts, group, frozen))
+        done(len(group.indices))
+    return asker.whole(ranking.found)
 
 
-def _offered(asker: Asker, record: Record) -> list[Encoded]:
+class Ranking:
+    """The likelihoods of what prompts may be answered with, worked out beside whatever else is made of them once they are read."""
+
+    def __init__(self, asker: Asker, prompts: Sequence[Encoded], offered: Sequence[Sequence[Encoded]]) -> None:
+        """`offered`: for each prompt itself with each of its answers, encoded."""
+        self._asker = asker
+        self._endings = [[_ending(row, len(prompt.input_ids)) for row in rows] for prompt, rows in zip(prompts, offered, strict=True)]
+        self.found: dict[int, list[Likelihood]] = {}
+
+    @classmethod
+    def beside(
+        cls, asker: Asker, prompts: Sequence[Encoded], records: Sequence[Record], choices: Sequence[Sequence[str]]
+    ) -> Ranking | None:
+        """For `evaluation.writing.write`; None where a tokenizer joins the end of a prompt to an answer, so that it is read otherwise."""
+        offered = [_offered(asker, *pair) for pair in zip(records, choices, strict=True)]
+        pairs = [(prompt.input_ids, row.input_ids) for prompt, rows in zip(prompts, offered, strict=True) for row in rows]
+        return cls(asker, prompts, offered) if all(ids == row[: len(ids)] for ids, row in pairs) else None
+
+    def __call__(self, group: Group, rows: Rows) -> None:
+        """Ranks a group's answers; `rows` stay as they are."""
+        endings = [self._endings[index] for index in group.indices]
+        self.found |= dict(zip(group.indices, _continued(self._asker, rows, endings), strict=True))
+
+
+def _offered(asker: Asker, record: Record, choices: Sequence[str]) -> list[Encoded]:
     """The record as it would be encoded with each of its choices for an answer."""
     rows = []
-    for choice in choices_of(record):
+    for choice in choices:
         answered = replace(record, messages=(*record.prompt, Message(role="assistant", parts=(choice,))))
         rows.append(asker.encoder.encode(answered))
         asker.check_fits(rows[-1], 0, where=f'choice "{choice}"')
@@ -91,17 +121,12 @@ def _shared(rows: Sequence[Encoded]) -> int:
     return max(same, 1)
 
 
-def _cut(row: Encoded, length: int) -> Encoded:
-    extra = {name: values[:length] for name, values in row.extra.items()}
-    return replace(row, input_ids=row.input_ids[:length], labels=row.labels[:length], extra=extra)
-
-
 def _ending(row: Encoded, start: int) -> Ending:
     end = max(at for at, label in enumerate(row.labels) if label != IGNORED) + 1
     return list(row.input_ids[start:end]), list(row.labels[start:end])
 
 
-def _whole(asker: Asker, rows: Sequence[Encoded]) -> list[Likelihood]:
+def _whole(asker: Asker, rows: Sequence[Encoded], cut: Cut | None) -> list[Likelihood]:
     """One forward over whole records; the head runs where some row has a label."""
     inputs = asker.inputs(rows, side="right")
     width = inputs["input_ids"].shape[1]
@@ -109,7 +134,17 @@ def _whole(asker: Asker, rows: Sequence[Encoded]) -> list[Likelihood]:
     for at, row in enumerate(rows):
         labels[at, : len(row.labels)] = torch.tensor(row.labels)
     before = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = _logits(asker, inputs, before)
+    if cut is None:
+        logits = _logits(asker, inputs, before)
+    else:
+
+        def run(some: Sequence[Encoded]) -> None:
+            _logits(asker, asker.inputs(some, side="right"), before)
+
+        states = cut.states(rows, run)
+        bare = {name: value for name, value in inputs.items() if name != "mm_encoder_outputs"}
+        with cut.entered(states, width):
+            logits = _logits(asker, bare, before)
     gained = _gathered(logits, labels[:, before + 1].to(logits.device))
     counts = (labels[:, 1:] != IGNORED).sum(dim=1).tolist()
     return [Likelihood(total=float(total), tokens=int(count)) for total, count in zip(gained.sum(dim=1).tolist(), counts, strict=True)]
@@ -132,54 +167,34 @@ def _gathered(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return picked.masked_fill(labels == IGNORED, 0.0)
 
 
-def _continued(asker: Asker, prompts: Sequence[Encoded], endings: Sequence[Sequence[Ending]]) -> list[list[Likelihood]]:
-    """For each prompt the likelihood of each of its endings; the prompts run once, then only the endings run, on copies of the keys and
-    values."""
-    net: Any = asker.model.net
-    inputs = asker.inputs(prompts, side="left")
-    mask = inputs["attention_mask"]
-    explicit = "position_ids" in asker.taken
-    if explicit:
-        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in asker.taken else {}
-    output = net(**inputs, **keep, use_cache=True)
-    first = output.logits[:, -1].float().log_softmax(dim=1)
-    rows = [(at, ending) for at, part in enumerate(endings) for ending in part]
+def _continued(asker: Asker, read: Rows, endings: Sequence[Sequence[Ending]]) -> list[list[Likelihood]]:
+    """For each prompt the likelihood of each of its endings; only the endings run, on copies of the prompts' keys and values."""
+    first = read.logits.float().log_softmax(dim=1)
+    rows = [(at, ending) for at, ways in enumerate(endings) for ending in ways]
     totals = [float(first[at, labels[0]]) if labels[0] != IGNORED else 0.0 for at, (_, labels) in rows]
     longest = max(len(ids) for _, (ids, _) in rows)
     step = max(1, POSITIONS // max(longest - 1, 1))
     for start in range(0, len(rows) if longest > 1 else 0, step):
-        part = rows[start : start + step]
-        cache = copy.deepcopy(output.past_key_values)
-        for offset, gain in enumerate(_rest(asker, part, mask, cache, explicit)):
+        for offset, gain in enumerate(_rest(asker, rows[start : start + step], read)):
             totals[start + offset] += gain
-    found: list[list[Likelihood]] = [[] for _ in prompts]
+    found: list[list[Likelihood]] = [[] for _ in endings]
     for (at, (_, labels)), total in zip(rows, totals, strict=True):
         found[at].append(Likelihood(total=total, tokens=sum(label != IGNORED for label in labels)))
     return found
 
 
-def _rest(asker: Asker, rows: Sequence[tuple[int, Ending]], mask: torch.Tensor, cache: Any, explicit: bool) -> list[float]:
+def _rest(asker: Asker, rows: Sequence[tuple[int, Ending]], read: Rows) -> list[float]:
     """The log-likelihood of each ending after its first token; `rows` holds the prompt's place in the batch with the ending."""
-    device = mask.device
-    chosen = torch.tensor([at for at, _ in rows], device=device)
-    cache.batch_select_indices(chosen)
+    device = read.mask.device
     width = max(len(words) for _, (words, _) in rows) - 1
     ids = torch.full((len(rows), width), asker.pad_id, device=device)
     labels = torch.full((len(rows), width), IGNORED, device=device)
-    fresh = torch.zeros((len(rows), width), dtype=mask.dtype, device=device)
+    fresh = torch.zeros((len(rows), width), dtype=read.mask.dtype, device=device)
     for row, (_, (words, wanted)) in enumerate(rows):
         n = len(words) - 1
         ids[row, :n] = torch.tensor(words[:-1], device=device)
         labels[row, :n] = torch.tensor(wanted[1:], device=device)
         fresh[row, :n] = 1
-    inputs: Inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.cat([mask[chosen], fresh], dim=1),
-        "past_key_values": cache,
-        "use_cache": True,
-    }
-    if explicit:
-        inputs["position_ids"] = mask[chosen].sum(dim=1, keepdim=True) + torch.arange(width, device=device)
-    net: Any = asker.model.net
-    return [float(gain) for gain in _gathered(net(**inputs).logits, labels).sum(dim=1).tolist()]
+    copied = read.chosen(torch.tensor([at for at, _ in rows], device=device))
+    logits = copied.step(asker.model.net, ids, fresh)
+    return [float(gain) for gain in _gathered(logits, labels).sum(dim=1).tolist()]

@@ -61,17 +61,18 @@ class Pairs:
     """One array for each measurement, [samples]."""
 
 
-def align(measurements: Sequence[Measured], task: str) -> Pairs:
-    """The task's scores of each measurement in the first one's order of samples.
+def align(measurements: Sequence[Measured], task: str, *, seen: bool = False) -> Pairs:
+    """The task's scores of each measurement in the first one's order of samples, whatever the order of the others.
 
-    Raises DataError where a measurement lacks the task, has an id twice, or has other ids, prompts or clusters than the first: a sample is
-    never compared with another one.
+    With `seen` the first may hold a part of the others' samples, as one that stopped early does. Raises DataError where a measurement
+    lacks the task, has an id twice, a score that is no finite number, or other ids, prompts or clusters than the first: a sample is never
+    compared with another one.
     """
     found = [_of(measurement, task) for measurement in measurements]
     first, name = found[0], measurements[0].stage
     for measurement, samples in zip(measurements[1:], found[1:], strict=True):
         where = f'task {task}: stages "{name}" and "{measurement.stage}"'
-        alone = sorted(first.keys() ^ samples.keys())
+        alone = sorted(first.keys() - samples.keys() if seen else first.keys() ^ samples.keys())
         if alone:
             what = f"{len(alone)} sample ids are in one only, such as {alone[0]!r}"
             raise DataError(what, where=where, then="Measure both on the same records.")
@@ -148,7 +149,7 @@ def metrics(measurements: Sequence[Measured], targets: Sequence[str], held_out: 
 
     Raises DataError for fewer than T + 1 measurements, no target, two of one stage, or samples that do not pair (`align`).
     """
-    stages = _stages(measurements, targets)
+    stages = taught_stages(measurements, targets)
     taught = {task: align(stages, task) for task in targets}
     kept = {task: align(stages, task) for task in held_out}
     last = len(targets)
@@ -179,7 +180,8 @@ def _check_stages(measurements: Sequence[Measured]) -> None:
         raise DataError(f'two measurements of stage "{twice[0]}"', then="Give every stage a name of its own.")
 
 
-def _stages(measurements: Sequence[Measured], targets: Sequence[str]) -> Sequence[Measured]:
+def taught_stages(measurements: Sequence[Measured], targets: Sequence[str]) -> Sequence[Measured]:
+    """The base's measurement and the one after each target. Raises DataError where one is missing, or two have one stage."""
     _check_stages(measurements)
     if not targets or len(set(targets)) != len(targets):
         raise DataError(f"targets {list(targets)}", then="Name each skill that was taught once, in order.")
@@ -198,6 +200,10 @@ def _of(measurement: Measured, task: str) -> Mapping[str, Scored]:
     if len(by_id) < len(samples):
         what = f'task "{task}" has {len(samples) - len(by_id)} sample ids twice'
         raise DataError(what, where=where, then="Give every record an id of its own.")
+    for sample in samples:
+        if not math.isfinite(sample.score):
+            what = f'sample "{sample.id}" of task "{task}" has the score {sample.score}'
+            raise DataError(what, where=where, then="Check the model's weights and the scorer.")
     return by_id
 
 

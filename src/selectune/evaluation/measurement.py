@@ -58,6 +58,8 @@ class Measurement:
     """Task name to kind, in the suite's order."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What else the outputs may depend on: versions, device, dtype, batch."""
+    planned: Mapping[str, int] = field(default_factory=dict)
+    """Where a gate stopped early: task to how many records it has. Its samples are those asked, in the order in which they were."""
 
     def __post_init__(self) -> None:
         for sample in self.samples:
@@ -80,6 +82,11 @@ class Measurement:
     def tasks(self) -> tuple[str, ...]:
         """The tasks' names, in the suite's order."""
         return tuple(self._by_task)
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """The tasks whose samples were read and not measured (`selectune.evaluation.kept`)."""
+        return tuple(self.environment.get("cached", "").split(", ")) if self.environment.get("cached") else ()
 
     def of(self, task: str) -> Mapping[str, Sample]:
         """The samples of one task by record id, in the records' order. Raises NoMatch for a task that was not measured."""
@@ -129,7 +136,8 @@ class Measurement:
         ]
         schema = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in _COLUMNS])
         about = {name: getattr(self, name) for name in ("stage", "model_id", "suite", "seconds")}
-        about |= {"version": VERSION, "kinds": list(self.kinds.items()), "environment": dict(self.environment)}
+        about |= {"version": VERSION, "kinds": list(self.kinds.items())}
+        about |= {"environment": dict(self.environment), "planned": dict(self.planned)}
         table = pa.Table.from_pylist(rows, schema=schema.with_metadata({_KEY: json.dumps(about).encode()}))
         with replacing(Path(path)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -153,6 +161,12 @@ class Measurement:
         about = json.loads(raw)
         if about.pop("version") != VERSION:
             raise DataError("written by another version of selectune", where=str(path), then=then)
+        for name in _COLUMNS:
+            if table[name].null_count:
+                number = table[name].is_null().to_pylist().index(True)
+                known = table["id"][number].as_py()
+                told = f'sample "{known}"' if known is not None else f"sample {number + 1}"
+                raise DataError(f"{told} has no {name.replace('_', ' ')}", where=str(path), then=then)
         samples = tuple(Sample(**(row | {"extra": json.loads(row["extra"])})) for row in table.to_pylist())
         return cls(samples=samples, **(about | {"kinds": dict(about["kinds"])}))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 from selectune.errors import DataError, InputError
-from selectune.evaluation.scorers import Scorer, scorer, scorer_name
+from selectune.evaluation.scorers import OVER_TASK, Reference, Scorer, check_scorer, f1, scorer, scorer_name
 from selectune.hashing import digest
 
 if TYPE_CHECKING:
@@ -23,14 +24,17 @@ Kind = Literal["generate", "choice", "perplexity", "caption"]
 ``caption``: as ``generate``, scored by the token F1 with the nearest reference.
 """
 KINDS: tuple[Kind, ...] = get_args(Kind)
+CLOSED = 32
+"""Most different answers of a task that count as a closed set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One skill to measure.
 
-    Raises DataError for no records, for two with one id, and for a ``choice`` record whose answer is not among its choices; NoMatch for an
-    unknown scorer; InputError for an unknown kind.
+    Raises DataError for no records, for two with one id or one without, for a record whose prompt asks nothing or that has no answer, and
+    for a ``choice`` record whose answer is not among its choices; NoMatch for an unknown scorer, MissingPackage for one whose package is
+    not installed; InputError for an unknown kind.
     """
 
     name: str
@@ -41,8 +45,11 @@ class Task:
     max_new_tokens: int = 8
     role: Literal["target", "held-out"] = "held-out"
     likelihoods: bool = False
-    """For ``generate``: also rank each record's choices by likelihood and keep that reading in ``extra["choice"]``. What the first reading
-    lost and this one kept is a shift of format or of answers, not of knowledge."""
+    """For ``generate``: also rank what each record may be answered with by likelihood (its choices, else the task's own answers where they
+    are few) and keep that reading in ``extra["choice"]``. What the first reading lost and this one kept is a shift of format or of answers,
+    not of knowledge (`selectune.evaluation.readings`)."""
+    further: tuple[str, ...] = ()
+    """More scorers for the same outputs, by name; `selectune.evaluation.rescoring` applies them. What is measured is the same without."""
 
     def __post_init__(self) -> None:
         where = f"task {self.name}"
@@ -50,7 +57,8 @@ class Task:
             raise InputError(f'"{self.kind}" is no kind of task', where=where, then=f"Use one of: {', '.join(KINDS)}.")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}", where=where, then="Use 1 or more.")
-        scorer(self.scorer)
+        for name in (self.scorer, *self.further):
+            check_scorer(name)
         if not len(self.records):
             raise DataError("it has no records", where=where, then="Check its source, its split and what was dropped.")
         twice = [name for name, count in Counter(record.id for record in self.records).items() if count > 1]
@@ -58,9 +66,23 @@ class Task:
             raise DataError(
                 f'{len(twice)} ids are used twice, such as "{twice[0]}"', where=where, then="Give every record an id of its own."
             )
-        if self.kind == "choice" or self.likelihoods:
-            for record in self.records:
+        for record in self.records:
+            _check(record, self.kind, where=where)
+            if self.kind == "choice":
                 answer_index(record, where=where)
+        if self.likelihoods:
+            for record, choices in zip(self.records, answers_offered(self.records, where=where), strict=True):
+                answer_index(record, where=where, choices=choices)
+
+    @cached_property
+    def judge(self) -> Scorer:
+        """What scores an output: `scorer`, made for this task's records where it needs them; a caption's is token F1."""
+        return f1 if self.kind == "caption" else scorer(self.scorer, self.references if self.scorer in OVER_TASK else ())
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What was right, for every record."""
+        return tuple(Reference.of(record) for record in self.records)
 
     @cached_property
     def digest(self) -> str:
@@ -103,9 +125,42 @@ def choices_of(record: Record) -> tuple[str, ...]:
     return tuple(str(choice) for choice in record.meta.get("choices") or ())
 
 
-def answer_index(record: Record, *, where: str) -> int:
-    """Which of a record's choices is right: the one that equals its answer, whitespace aside. Raises DataError where none or several do."""
-    choices = choices_of(record)
+def _check(record: Record, kind: Kind, *, where: str) -> None:
+    """Raises DataError where a record has no id, its prompt asks nothing, or there is no answer to score by."""
+    place = f'{where}: record "{record.id}"'
+    if not record.id.strip():
+        raise DataError("a record has no id", where=where, then="Give every record an id of its own.")
+    if kind == "perplexity":
+        return
+    if not any(message.text.strip() for message in record.prompt if message.role == "user"):
+        raise DataError("its prompt asks nothing", where=place, then="Put the question into the user's turn, or give one with `prompt`.")
+    if not record.answer.strip() and not any(str(answer).strip() for answer in record.meta.get("answers") or ()):
+        raise DataError("it has no right answer", where=place, then="Give it an answer, or take it out.")
+
+
+def answers_offered(records: Sequence[Record], *, where: str) -> list[tuple[str, ...]]:
+    """For each record what it may be answered with: its choices, else every answer of the task, in order, if there are at most `CLOSED`.
+
+    Raises DataError for a record without choices in a task of more answers, or of a single one.
+    """
+    every = tuple(sorted({record.answer.strip() for record in records if record.answer.strip()}))
+    found = []
+    for record in records:
+        choices = choices_of(record) or every
+        if not choices_of(record) and not 2 <= len(every) <= CLOSED:
+            place = f'{where}: record "{record.id}"'
+            what = f"it has no choices, and the task has {len(every)} different answers, which is no closed set of 2 to {CLOSED}"
+            raise DataError(what, where=place, then='Give its meta a "choices" list, or measure the task without likelihoods.')
+        found.append(choices)
+    return found
+
+
+def answer_index(record: Record, *, where: str, choices: Sequence[str] | None = None) -> int:
+    """Which of a record's choices is right: the one that equals its answer, whitespace aside. Raises DataError where none or several do.
+
+    `choices`: in place of the record's own.
+    """
+    choices = choices_of(record) if choices is None else choices
     place = f'{where}: record "{record.id}"'
     if len(choices) < 2:
         raise DataError(f"it offers {len(choices)} choices", where=place, then='Give its meta a "choices" list of two or more.')

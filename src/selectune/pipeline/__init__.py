@@ -10,39 +10,58 @@ from selectune.pipeline.progress import Progress, Silent
 if TYPE_CHECKING:
     from selectune.pipeline.checkpoint import save_checkpoint
     from selectune.pipeline.comparing import Comparison, compare
+    from selectune.pipeline.deriving import diff_updates, merge_updates, rebase_update
+    from selectune.pipeline.foreign import measure_with_lmms_eval
+    from selectune.pipeline.importing import import_checkpoint
     from selectune.pipeline.planning import Plan, plan, sketch
     from selectune.pipeline.running import resume, run, run_all
-    from selectune.pipeline.single import measure, read_numbers, train_skill
+    from selectune.pipeline.single import kept_tasks, measure, measure_suite, read_numbers, train_skill
+    from selectune.pipeline.suites import Further, further, recipe_suite, task_suite
     from selectune.pipeline.versions import load_any, load_version, locate_any, map_any, save_full
 
 __all__ = [
     "Comparison",
+    "Further",
     "Plan",
     "Progress",
     "Silent",
     "compare",
+    "diff_updates",
+    "further",
+    "import_checkpoint",
+    "kept_tasks",
     "load_any",
     "load_version",
     "locate_any",
     "map_any",
     "measure",
+    "measure_suite",
+    "measure_with_lmms_eval",
+    "merge_updates",
     "plan",
     "read_numbers",
+    "rebase_update",
+    "recipe_suite",
     "resume",
     "run",
     "run_all",
     "save_checkpoint",
     "save_full",
     "sketch",
+    "task_suite",
     "train_skill",
 ]
 
 _HOMES = {
     "checkpoint": ("save_checkpoint",),
     "comparing": ("Comparison", "compare"),
+    "deriving": ("diff_updates", "merge_updates", "rebase_update"),
+    "foreign": ("measure_with_lmms_eval",),
+    "importing": ("import_checkpoint",),
     "planning": ("Plan", "plan", "sketch"),
     "running": ("resume", "run", "run_all"),
-    "single": ("measure", "read_numbers", "train_skill"),
+    "single": ("kept_tasks", "measure", "measure_suite", "read_numbers", "train_skill"),
+    "suites": ("Further", "further", "recipe_suite", "task_suite"),
     "versions": ("load_any", "load_version", "locate_any", "map_any", "save_full"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

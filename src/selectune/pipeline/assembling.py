@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 from selectune import statistics
 from selectune.evaluation import Measurement
 from selectune.evaluation.matrix import Pairs, align, matrix, metrics
+from selectune.evaluation.noise import noise_floor
+from selectune.evaluation.portions import on_common
+from selectune.pipeline.changed import RIGHT, by_right, changed, thumbnail
 from selectune.pipeline.folder import now
 from selectune.pipeline.preparing import RECOVERY, Prepared
 from selectune.probes import Caption, NumberReading, correlation
-from selectune.reporting import RunResult, thumbnail_url
+from selectune.reporting import RunResult
 from selectune.reporting.result import (
     CaptionedPicture,
     Change,
@@ -34,20 +37,18 @@ from selectune.reporting.result import (
 if TYPE_CHECKING:
     from selectune.components import Selection
     from selectune.pipeline.stages import Stage
-    from selectune.records import Record
 
 CAPTIONS = 12
 """Pictures whose captions are shown: the first ones, not chosen by what was said of them."""
 CHANGES = 6
 """Changed samples shown of each task, stage and way: the first ones."""
-RIGHT = 0.5
-"""A sample counts as right from this score on."""
 
 
 def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: Mapping[str, float]) -> RunResult:
     """The result of a run that has these stages, the base first."""
     recipe, model, examples = prepared.recipe, prepared.model, prepared.examples
     measurements = [stage.measurement for stage in stages]
+    compared = on_common(measurements)
     taught = [stage for stage in stages[1:] if stage.name != RECOVERY]
     targets = [stage.name for stage in taught]
     held_out = [task.name for task in recipe.held_out]
@@ -55,6 +56,7 @@ def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: 
     notes = [
         *examples.notes,
         *(f"{stage.name}: {alarm}" for stage in stages for alarm in stage.document.alarms),
+        *_stopped_early(measurements),
         *(f"{name} was not taught: the gate failed before it, and the recipe says on_failure: stop" for name in skipped),
     ]
     grid = matrix(measurements)
@@ -68,7 +70,7 @@ def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: 
         skills=tuple(targets),
         tasks=examples.tasks,
         matrix=MatrixTable.model_validate(grid),
-        metrics={name: Estimate.model_validate(found) for name, found in metrics(measurements, targets, held_out).items()},
+        metrics={name: Estimate.model_validate(found) for name, found in metrics(compared, targets, held_out).items()},
         probes=_probes(taught, stages[0], held_out),
         updates=tuple(stage.document.update for stage in stages if stage.document.update is not None),
         verdicts=tuple(stage.document.verdict for stage in stages if stage.document.verdict is not None),
@@ -78,10 +80,18 @@ def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: 
         tallies=tuple(_tallies(measurements)),
         changes=tuple(_changes(prepared, measurements)),
         recovery=_recovery(prepared, stages, held_out),
+        noise=_noise(stages[0]),
         seconds=dict(seconds) | _seconds(stages),
         environment=_environment(prepared),
         notes=tuple(notes),
     )
+
+
+def _noise(base: Stage) -> dict[str, Estimate]:
+    """What the base's scores do when it is measured twice, by task."""
+    if base.again is None:
+        return {}
+    return {task: Estimate.model_validate(found) for task, found in noise_floor(base.measurement, base.again).items()}
 
 
 def _selection(selection: Selection, total: int) -> SelectionInfo:
@@ -119,7 +129,7 @@ def _captions(prepared: Prepared, stages: Sequence[Stage]) -> tuple[CaptionedPic
         found.append(
             CaptionedPicture(
                 id=record.id,
-                picture=_thumbnail(record),
+                picture=thumbnail(record),
                 reference=record.answer,
                 synthetic=bool(record.meta.get("synthetic")),
                 captions=tuple(StageCaption(stage=name, text=caption.text, mean=caption.mean) for name, caption in captions),
@@ -128,14 +138,21 @@ def _captions(prepared: Prepared, stages: Sequence[Stage]) -> tuple[CaptionedPic
     return tuple(found)
 
 
-def _thumbnail(record: Record) -> str | None:
-    return thumbnail_url(record.pictures[0].open()) if record.pictures else None
+def _stopped_early(measurements: Sequence[Measurement]) -> list[str]:
+    """A sentence for each stage whose gate decided before every record was asked."""
+    found = []
+    for one in measurements:
+        asked = {task: (one.n(task), planned) for task, planned in one.planned.items() if one.n(task) < planned}
+        if asked:
+            counts = ", ".join(f"{n} of {planned} records of {task}" for task, (n, planned) in asked.items())
+            found.append(f"{one.stage}: the gate decided after {counts}; changes are given for the records that all stages were asked")
+    return found
 
 
 def _pairs(measurements: Sequence[Measurement]) -> list[tuple[str, str, Pairs]]:
     """(task, stage, base and stage side by side) for each task and each stage after the base."""
     base = measurements[0]
-    return [(task, later.stage, align([base, later], task)) for later in measurements[1:] for task in base.tasks]
+    return [(task, later.stage, align(on_common([base, later]), task)) for later in measurements[1:] for task in base.tasks]
 
 
 def _differences(measurements: Sequence[Measurement]) -> list[Difference]:
@@ -159,33 +176,12 @@ def _tallies(measurements: Sequence[Measurement]) -> list[Tally]:
 def _changes(prepared: Prepared, measurements: Sequence[Measurement]) -> list[Change]:
     """The first samples of each task that became right or wrong between the base and the end of the last skill."""
     last = [measurement for measurement in measurements if measurement.stage != RECOVERY][-1]
-    base, found = measurements[0], []
+    base = measurements[0]
+    found = []
     for task in prepared.examples.suite.tasks:
-        if task.kind == "perplexity" or last is base:
-            continue
-        shown = {"gained": 0, "lost": 0}
-        before, after = base.of(task.name), last.of(task.name)
-        for record in task.records:
-            old, new = before[record.id], after[record.id]
-            if (old.score >= RIGHT) == (new.score >= RIGHT):
-                continue
-            way = "gained" if new.score >= RIGHT else "lost"
-            shown[way] += 1
-            if shown[way] <= CHANGES:
-                question = next((message.text for message in reversed(record.prompt) if message.role == "user"), "")
-                found.append(
-                    Change(
-                        task=task.name,
-                        id=record.id,
-                        stage=last.stage,
-                        way="gained" if way == "gained" else "lost",
-                        picture=_thumbnail(record),
-                        question=question,
-                        reference=old.reference,
-                        before=old.output,
-                        after=new.output,
-                    )
-                )
+        if task.kind != "perplexity" and last is not base:
+            records = {record.id: record for record in task.records}
+            found += changed(task.name, base, last, by_right, records=records, most=CHANGES)
     return found
 
 
@@ -201,7 +197,7 @@ def _recovery(prepared: Prepared, stages: Sequence[Stage], held_out: Sequence[st
     )
     # `metrics` takes two measurements as base and end of one target; the "target" here is the first skill, and only the held-out
     # part is kept.
-    found = metrics([before.measurement, last.measurement], [prepared.recipe.skills[0].name], held_out)
+    found = metrics(on_common([before.measurement, last.measurement]), [prepared.recipe.skills[0].name], held_out)
     recovered = {"held_out_recovered": Estimate.model_validate(found["held_out_forgetting"])} if "held_out_forgetting" in found else {}
     return Recovery(
         phase=last.document.phase,

@@ -23,6 +23,7 @@ import torch
 from selectune.components.disk import Layout, alone, in_files, layout, revert, tensors_of
 from selectune.delta.bits import bit_view, flip, torch_dtype
 from selectune.errors import DeltaError, InputError, ModelError, StorageError
+from selectune.governance.bundles import sign_folder
 from selectune.hashing import parse_json, tensor_bytes
 from selectune.models import providers
 from selectune.network import bare, whole
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from selectune.delta import Delta
+    from selectune.governance import PrivateKey
     from selectune.models import Model
 
 NOTE = "selectune.json"
@@ -61,8 +63,12 @@ class _Piece:
     """By the name that transformers gives: the name in the files."""
 
 
-def save_checkpoint(model: Model, deltas: Sequence[Delta], out: Path, *, note: Mapping[str, Any] | None = None) -> Path:
+def save_checkpoint(
+    model: Model, deltas: Sequence[Delta], out: Path, *, note: Mapping[str, Any] | None = None, sign: PrivateKey | None = None
+) -> Path:
     """Writes `model`, its base after `deltas`, as a new folder: weights, configuration, processor and `selectune.json` with `note`.
+
+    With `sign` there is ``model.sig`` too, over all of it: OpenSSF model signing's bundle.
 
     The folder is whole or not there. A base in a folder (or of the hub, on this disk) gives every file; another one is saved by
     transformers. Raises InputError for a folder that is not empty, DeltaError for deltas that do not lead to the model or that the files'
@@ -89,6 +95,8 @@ def save_checkpoint(model: Model, deltas: Sequence[Delta], out: Path, *, note: M
         else:
             _save_over(net, plan, deltas, base, partial)
         (partial / NOTE).write_text(json.dumps({**(note or {}), "model_id": model.id, "base": model.name}, indent=1) + "\n", "utf-8")
+        if sign is not None:
+            sign_folder(partial, sign, name=out.resolve().name)
     return out
 
 
@@ -128,17 +136,20 @@ def read_slots(folder: Path) -> dict[str, Slot]:
         files = sorted(set(parse_json((folder / _INDEX).read_bytes(), limit=_HEADER_LIMIT)["weight_map"].values()))
     if strange := [file for file in files if Path(file).name != file]:
         raise ModelError(f'its index names the file "{strange[0][:200]}"', where=f"model {folder}", then="Files lie in the folder itself.")
-    return {name: slot for file in files for name, slot in _slots(folder, file)}
+    return {name: slot for file in files for name, slot in slots_of(folder, file).items()}
 
 
-def _slots(folder: Path, file: str) -> Iterator[tuple[str, Slot]]:
+def slots_of(folder: Path, file: str) -> dict[str, Slot]:
+    """Every tensor in one file of a folder; reads its header alone."""
     with (folder / file).open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = parse_json(stream.read(min(size, _HEADER_LIMIT + 1)), limit=_HEADER_LIMIT)
+    found = {}
     for name, row in header.items():
         if name != "__metadata__":
             start, stop = (8 + size + offset for offset in row["data_offsets"])
-            yield name, Slot(file=file, dtype=row["dtype"], shape=tuple(row["shape"]), start=start, stop=stop)
+            found[name] = Slot(file=file, dtype=row["dtype"], shape=tuple(row["shape"]), start=start, stop=stop)
+    return found
 
 
 @contextmanager

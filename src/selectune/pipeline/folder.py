@@ -8,6 +8,7 @@
       inputs.json       digests of the recipe, the model, the selection and the records: what a resumed run must find again
       events.jsonl      one line for each thing that happened; steps that were made again after a crash stand there twice
       samples/          STAGE.parquet, one for each measurement
+      samples/before/   STAGE.parquet: with gate.early, what was asked of the model before STAGE only when that was judged
       stages/           STAGE.json: what a finished stage found
       checkpoints/      of the stage that is being trained
       trackers/         what those of `report_to` keep
@@ -167,6 +168,12 @@ class Folder:
     def measurement(self, stage: str) -> Path:
         """Where a stage's samples lie."""
         path = self.path / "samples" / f"{stage}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def more(self, stage: str) -> Path:
+        """Where the samples lie that were asked of the model before a stage only when the stage was judged."""
+        path = self.path / "samples" / "before" / f"{stage}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -64,7 +64,7 @@ def keeping(kept: Kept, earlier: Mapping[str, Records]) -> Keeping:
     if settings is not None and settings.skills:
         replay |= earlier
     if settings is not None and settings.data is not None and kept.replay is not None:
-        name = Path(settings.data.source).name
+        name = Path(settings.data.named).name
         replay[name if name not in replay else f"{name} (keep.replay)"] = kept.replay
     return Keeping(keep=kept.keep, ewc=kept.ewc, replay=replay, anchors=kept.anchors)
 
@@ -80,7 +80,7 @@ def with_base(model: Model, selection: Selection, stages: Mapping[str, tuple[Kee
         base = snapshot(model, selection, known=model.manifest)
         for name in wanted:
             found[name] = replace(found[name], base=base)
-            found[name].check(model.net, stages[name][1])
+            found[name].check(stages[name][1])
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,18 @@ from selectune.pipeline.versions import ARCHITECTURE, load_any, outlined
 from selectune.records import Encoder, Shown
 from selectune.training.cut import first_layer
 from selectune.training.forecast import Forecast, Load, Memory, forecast, in_pictures, outline
+from selectune.training.keeping.anchors import encode_anchors
 from selectune.training.machine import UNKNOWN, Machine, measure
-from selectune.training.room import Change, advice, changes, free
+from selectune.training.preparing import sizes
+from selectune.training.room import Change, advice, changes, free, recompute
 from selectune.training.schedule import Schedule
 from selectune.training.tracing import Pass, Span, trace
 
 if TYPE_CHECKING:
     from selectune.pipeline.preparing import Prepared
     from selectune.pipeline.stages import Lesson
-    from selectune.recipe import Recipe
+    from selectune.quantising import Kind
+    from selectune.recipe import Optim, Recipe
     from selectune.records import Record
 
 LOOKED_AT = 64
@@ -105,13 +108,12 @@ def plan(recipe: Recipe, load: Callable[[str], Model], *, timed: bool = True) ->
     taught = lessons(prepared)
     loads = [_load(model, lesson, encoder) for lesson in taught]
     machine = _machine(model, prepared, loads) if timed else UNKNOWN
-    found = [
-        forecast(model, lesson.selection, lesson.optim, one, machine=machine, quantised=quantised)
-        for lesson, one in zip(taught, loads, strict=True)
-    ]
+    room = free()
+    settled = [_settled(model, lesson, one, machine, quantised, room) for lesson, one in zip(taught, loads, strict=True)]
+    found = [one for _, one in settled]
     most = max(range(len(found)), key=lambda index: found[index].memory.total)
-    total, room = found[most].memory.total, free()
-    smaller = () if total <= room else changes(model, taught[most].selection, taught[most].optim, loads[most], quantised=quantised)
+    total = found[most].memory.total
+    smaller = () if total <= room else changes(model, taught[most].selection, settled[most][0], loads[most], quantised=quantised)
     notes = () if encoder is not None else (f"there is no tokenizer: {LETTERS} letters are counted as one token",)
     return Plan(
         recipe=recipe.name,
@@ -127,10 +129,21 @@ def plan(recipe: Recipe, load: Callable[[str], Model], *, timed: bool = True) ->
         memory=found[most].memory,
         fits=advice(total, room, smaller),
         changes=smaller,
-        reasons=dict(found[most].reasons),
+        reasons={**found[most].reasons, "dtype": prepared.dtype},
         sample=None if encoder is None else encoder.describe(sample),
         notes=(*examples.notes, *notes),
     )
+
+
+def _settled(model: Model, lesson: Lesson, load: Load, machine: Machine, quantised: Kind | None, room: int) -> tuple[Optim, Forecast]:
+    """A lesson's settings with `checkpointing` decided, and the forecast of them."""
+
+    def expected(optim: Optim) -> Forecast:
+        return forecast(model, lesson.selection, optim, load, machine=machine, quantised=quantised)
+
+    optim, why = recompute(lesson.optim, lambda one: expected(one).memory.total, room)
+    found = expected(optim)
+    return optim, replace(found, reasons={**found.reasons, "checkpointing": why})
 
 
 def sketch(name: str, registry: str) -> Model:
@@ -184,7 +197,7 @@ def _phase(lesson: Lesson, seed: int, found: Forecast) -> PlannedPhase:
     return PlannedPhase(
         name=lesson.name,
         kind=lesson.kind,
-        source=lesson.data.source,
+        source=lesson.data.named,
         records=len(lesson.records),
         steps=_schedule(lesson, seed).total,
         lr=lesson.optim.lr,
@@ -200,26 +213,30 @@ def _schedule(lesson: Lesson, seed: int = 0) -> Schedule:
 
 def _load(model: Model, lesson: Lesson, encoder: Encoder | None) -> Load:
     """What a step of a lesson is given, by the longest of its first records."""
-    optim, records = lesson.optim, lesson.records[:LOOKED_AT]
-    image = getattr(model.net.config, "image_token_id", -1)
-    if encoder is None:
-        each = _image_tokens(model.net.config)
-        sizes = [_guessed(record, each) for record in records]
-    else:
-        encoded = [encoder.encode(record) for record in records]
-        sizes = [(len(one.input_ids), one.supervised, one.input_ids.count(image)) for one in encoded]
-    rows = min(optim.micro_batch or optim.batch, optim.batch)
+    optim = lesson.optim
     cut = optim.cache_features and first_layer(lesson.selection) > 0 and _schedule(lesson).repeats
-    return Load(
-        rows=rows,
-        # The last label is a target only: nothing is read at its place.
-        length=max(2, max(length for length, _, _ in sizes) - 1),
-        labels=max(1, round(rows * sum(labels for _, labels, _ in sizes) / len(sizes))),
-        passes=-(-optim.batch // rows),
-        picture=max(picture for _, _, picture in sizes),
-        kept=len(lesson.records) if optim.cache_features else 0,
-        begins="cut" if cut else "start",
-    )
+    load = Load.of(_sizes(model, lesson.records[:LOOKED_AT], encoder), optim, records=len(lesson.records), cut=cut)
+    return load.keeping(lesson.keeping.keep, _prompt_sizes(model, lesson, encoder), optim, records=len(lesson.keeping.anchors or ()))
+
+
+def _sizes(model: Model, records: Sequence[Record], encoder: Encoder | None) -> list[tuple[int, int, int]]:
+    """Tokens, labels and image tokens of each."""
+    if encoder is not None:
+        return sizes(model, [encoder.encode(record) for record in records])
+    each = _image_tokens(model.net.config)
+    return [_guessed(record, each) for record in records]
+
+
+def _prompt_sizes(model: Model, lesson: Lesson, encoder: Encoder | None) -> list[tuple[int, int, int]]:
+    """The same of the anchors, whose answers are not read: what is compared counts as labels."""
+    settings, records = lesson.keeping.keep.anchors, lesson.keeping.anchors
+    if settings is None or records is None:
+        return []
+    looked_at = records[:LOOKED_AT]
+    if encoder is not None:
+        return sizes(model, encode_anchors(model, encoder, looked_at, settings.positions, lesson.optim.max_length).kept)
+    found = _sizes(model, looked_at, encoder)
+    return [(length - labels + 1, length - labels if settings.positions == "all" else 1, seen) for length, labels, seen in found]
 
 
 def _guessed(record: Record, each: int) -> tuple[int, int, int]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from selectune.components.spectra import choose_by
 from selectune.errors import DataError
 from selectune.evaluation import Suite, Task
+from selectune.evaluation.scorers import scorer_name
+from selectune.evaluation.tasks import find_task, read_task_records
 from selectune.pipeline.keeping import read_kept
+from selectune.precision import choose_dtype, widen
 from selectune.quantising import quantise
-from selectune.recipe import Data, Recipe
+from selectune.recipe import Data, HeldOut, Recipe, Skill
 from selectune.records import leakage, read_records
 from selectune.reporting.result import TaskInfo
 from selectune.training.sharding import shard
@@ -25,6 +28,16 @@ if TYPE_CHECKING:
     from selectune.records import Records
 
 RECOVERY = "recovery"
+HOW = {
+    "bytes": "the same picture",
+    "pixels": "the same pixels",
+    "likeness": "a picture that looks the same",
+    "text": "the same words",
+    "wording": "nearly the same words",
+}
+"""What a leak of a kind is, in words."""
+MAX_NEW_TOKENS = 8
+"""Of an answer, where neither the recipe nor a task says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +70,10 @@ class Prepared:
     selection: Selection
     recovery: Selection | None
     examples: Examples
+    dtype: str
+    """In which dtype it trains, and why."""
     origin: Manifest | None = None
-    """With `quantise`: what the model was before."""
+    """What the model was before it was widened or quantised."""
     choice: Choice | None = None
     """What `choose` measured, where this was done now."""
 
@@ -69,7 +84,9 @@ def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
     Raises DataError for records that cannot be used or that are in training and test alike, ModelError, NoMatch and TiedSelection.
     """
     examples = read_examples(recipe)
-    model = load(recipe.model)
+    original = load(recipe.model)
+    dtype, why = choose_dtype(original.net.dtype, original.device, recipe.dtype)
+    model = original if dtype == original.net.dtype else widen(original, dtype)
     recipe, choice = _chosen(recipe, model)
     patterns = (*recipe.select, *(recipe.choose.taken if recipe.choose is not None else ()))
     selection = model.map.select(patterns, tie=recipe.tie, where=f"recipe {recipe.name}: select")
@@ -77,17 +94,26 @@ def prepare(recipe: Recipe, load: Callable[[str], Model]) -> Prepared:
     if recipe.recovery is not None:
         patterns = recipe.recovery.select or patterns
         recovery = model.map.select(patterns, tie=recipe.tie, where=f"recipe {recipe.name}: recovery.select")
-    origin = None
+    told = [] if model is original else [f"trained and measured in {why}"]
     if recipe.quantise is not None:
-        origin = model.manifest
         model = quantise(model, [one for one in (selection, recovery) if one is not None], recipe.quantise)
-        told = f"trained and measured beside a base in {recipe.quantise}; every update is exact against the original, {origin.id[:12]}"
-        examples = replace(examples, notes=(*examples.notes, told))
+        told.append(f"trained and measured beside a base in {recipe.quantise}")
+    origin = original.manifest if told else None
+    notes = [f"{one}; every update is exact against the original, {original.id[:12]}" for one in told]
     if recipe.shard:
         model = shard(model)
     if choice is not None:
-        examples = replace(examples, notes=(*examples.notes, f"choose took {choice.about}"))
-    return Prepared(recipe=recipe, model=model, selection=selection, recovery=recovery, examples=examples, origin=origin, choice=choice)
+        notes.append(f"choose took {choice.about}")
+    return Prepared(
+        recipe=recipe,
+        model=model,
+        selection=selection,
+        recovery=recovery,
+        examples=replace(examples, notes=(*examples.notes, *notes)),
+        dtype=why,
+        origin=origin,
+        choice=choice,
+    )
 
 
 def _chosen(recipe: Recipe, model: Model) -> tuple[Recipe, Choice | None]:
@@ -111,22 +137,20 @@ def read_examples(recipe: Recipe) -> Examples:
         if skill.validation is not None:
             validation[skill.name] = _some(skill.validation, f"skills[{index}].validation")
         tests[skill.name] = records = _some(skill.test, f"skills[{index}].test")
-        tasks.append(Task(name=skill.name, records=records, scorer=skill.scorer, max_new_tokens=skill.max_new_tokens, role="target"))
-        infos.append(_info(tasks[-1], skill.test, skill.scorer))
+        tasks.append(_task(skill, records, role="target"))
+        infos.append(_info(tasks[-1], skill.test))
     for index, held in enumerate(recipe.held_out):
         tests[held.name] = records = _some(held.test, f"held_out[{index}].test")
-        task = Task(
-            name=held.name, records=records, kind=held.kind, scorer=held.scorer, max_new_tokens=held.max_new_tokens, role="held-out"
-        )
+        task = _task(held, records, role="held-out")
         tasks.append(task)
-        infos.append(_info(task, held.test, held.scorer).model_copy(update={"margin": held.margin or recipe.gate.margin}))
+        infos.append(_info(task, held.test).model_copy(update={"margin": held.margin or recipe.gate.margin}))
     if recipe.recovery is not None:
         optim = recipe.optim.merged(recipe.recovery.optim)
         train[RECOVERY] = _a_batch(_some(recipe.recovery.train, "recovery.train"), optim.batch, "recovery.train")
     kept, sources = read_kept(recipe, RECOVERY, _some)
     pictures = None if recipe.probe.numbers is None else _some(recipe.probe.numbers, "probe.numbers")
     seen = train | {f"{name} (validation)": records for name, records in validation.items()} | sources
-    notes = _leaks(recipe, seen, tests)
+    notes = (*_leaks(recipe, seen, tests), *_stopped_by(train, validation))
     return Examples(
         train=train, suite=Suite(tasks=tuple(tasks)), tasks=tuple(infos), validation=validation, kept=kept, pictures=pictures, notes=notes
     )
@@ -138,7 +162,7 @@ def is_synthetic(data: Data, records: Records) -> bool:
 
 
 def _some(data: Data, where: str) -> Records:
-    records = read_records(data, where=where)
+    records = read_records(data, where=where) if data.task is None else read_task_records(find_task(data.task), data, where=where)
     if not len(records):
         split = f" in the split {data.split}" if data.split else ""
         raise DataError(f"{data.source} holds no record{split}", where=where, then="Check the source, the split and the limit.")
@@ -153,9 +177,26 @@ def _a_batch(records: Records, batch: int, where: str) -> Records:
     return records
 
 
-def _info(task: Task, data: Data, scorer: str) -> TaskInfo:
+def _task(test: Skill | HeldOut, records: Records, *, role: Literal["target", "held-out"]) -> Task:
+    """What is measured: as the recipe says, where it does not as the test's task says, and without one by the recipe's defaults."""
+    spec = None if test.test.task is None else find_task(test.test.task)
+    kind = test.kind if isinstance(test, HeldOut) else None
+    return Task(
+        name=test.name,
+        records=records,
+        kind=kind or (spec.kind if spec else "generate"),
+        scorer=test.scorer or (spec.scorer if spec else "exact"),
+        max_new_tokens=test.max_new_tokens or (spec.max_new_tokens if spec else MAX_NEW_TOKENS),
+        role=role,
+        likelihoods=spec is not None and spec.likelihoods,
+        further=spec.further if spec else (),
+    )
+
+
+def _info(task: Task, data: Data) -> TaskInfo:
     synthetic = is_synthetic(data, task.records)
-    return TaskInfo(name=task.name, role=task.role, kind=task.kind, scorer=scorer, synthetic=synthetic, about=data.about)
+    about = data.about or ("" if data.task is None else find_task(data.task).about)
+    return TaskInfo(name=task.name, role=task.role, kind=task.kind, scorer=scorer_name(task.scorer), synthetic=synthetic, about=about)
 
 
 def _leaks(recipe: Recipe, train: Mapping[str, Records], tests: Mapping[str, Records]) -> tuple[str, ...]:
@@ -166,9 +207,19 @@ def _leaks(recipe: Recipe, train: Mapping[str, Records], tests: Mapping[str, Rec
             leaks = leakage(records, test)
             shared = {identity for leak in leaks for identity in leak.test}
             if shared:
-                found.append(
-                    f"{len(shared)} of {len(test)} test records of {name} are in the training of {learned} too, such as {leaks[0].test[0]}"
-                )
+                first = leaks[0]
+                pair = f"{first.test[0]} ({HOW[first.kind]} as {first.train[0]})"
+                found.append(f"{len(shared)} of {len(test)} test records of {name} are in the training of {learned} too, such as {pair}")
     if found and recipe.leakage == "refuse":
         raise DataError("; ".join(found), where="recipe", then="Take them out of one side, or allow it with leakage: report.")
     return tuple(found)
+
+
+def _stopped_by(train: Mapping[str, Records], validation: Mapping[str, Records]) -> tuple[str, ...]:
+    """A sentence for each skill whose validation records are in its own training: no test is touched, so it is told and never refused."""
+    found = {name: {one for leak in leakage(train[name], records) for one in leak.test} for name, records in validation.items()}
+    return tuple(
+        f"{len(shared)} of {len(validation[name])} validation records of {name} are in its training too, such as {min(shared)}"
+        for name, shared in found.items()
+        if shared
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ class Made:
     file: Path
     """The delta, saved."""
     parent: UpdateInfo | None
+    scores: Mapping[str, Mapping[str, float | int]]
+    """By task: the mean score (`value`) of the model after it, and of how many samples (`n`)."""
 
 
 def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateInfo:
@@ -41,7 +44,7 @@ def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateI
         skill=document.stage,
         recipe={"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed, "select": list(prepared.selection.patterns)},
         verdict=verdict.verdict if verdict else "",
-        metrics={"rules": [_rule(rule.model_dump(mode="json")) for rule in verdict.rules]} if verdict else {},
+        metrics={"scores": made.scores} | ({"rules": [_rule(rule.model_dump(mode="json")) for rule in verdict.rules]} if verdict else {}),
         records={
             "train": {"digest": records.digest, "n": len(records)},
             **({"kept": kept} if (kept := kept_digests(examples.kept)) else {}),

@@ -14,12 +14,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from selectune.components.proof import forecast
-from selectune.delta import applied, onto
+from selectune.delta import after, applied, onto
 from selectune.delta.files import sweep
 from selectune.errors import Alarmed, Stopped, StorageError
+from selectune.evaluation.kept import Kept
 from selectune.pipeline.assembling import assemble
 from selectune.pipeline.folder import Folder, RunDocument, held, open_run, read_run
+from selectune.pipeline.judging import check_looks
 from selectune.pipeline.keeping import kept_digests
+from selectune.pipeline.measuring import shared_of
 from selectune.pipeline.preparing import Prepared, prepare
 from selectune.pipeline.progress import Progress, Silent, bar
 from selectune.pipeline.stages import Bench, Stage, measure_base, sequence, teach
@@ -40,6 +43,8 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 """What the system says of a disk that is full or must not be written to."""
 MEASUREMENTS = "measurements"
 """The folder, beside the runs, of base measurements that they share."""
+TASKS = "tasks"
+"""The folder in it of measured tasks (`evaluation.kept`)."""
 
 
 def run(recipe: Recipe, *, registry: str | None = None, out: Path | None = None, progress: Progress | None = None) -> RunResult:
@@ -89,6 +94,7 @@ def _go(document: RunDocument, told: Path, told_progress: Progress, processes: P
             for folder in document.recipes:
                 Folder(path / folder).mend()
             sweep(path.parent / MEASUREMENTS)
+            sweep(path.parent / MEASUREMENTS / TASKS)
             processes.leads(lambda: Registry.open(document.registry, create=True).where)
             registry = Registry.open(document.registry)
             # Several processes have to find the same measured before, so that these are the run's own.
@@ -137,7 +143,7 @@ class Loaded:
         return self._model
 
     def forget(self) -> None:
-        """Lets the model go: it was quantised or sharded in place, and the next recipe may want it as it came."""
+        """Lets the model go: it was widened, quantised or sharded in place, and the next recipe may want it as it came."""
         self._model = None
 
 
@@ -152,7 +158,7 @@ def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path,
         recipe = prepared.recipe
         folder.write_recipe(recipe)
     folder.claim(_inputs(recipe, prepared))
-    folder.event("prepared", recipe=recipe.digest, model=prepared.model.id, suite=prepared.examples.suite.digest)
+    folder.event("prepared", recipe=recipe.digest, model=prepared.model.id, dtype=prepared.dtype, suite=prepared.examples.suite.digest)
     if prepared.choice is not None:
         folder.event("chosen", by=prepared.choice.by, **_numbers(prepared.choice))
         loaded.progress.say(f"choose took {prepared.choice.about}")
@@ -164,6 +170,7 @@ def _one(folder: Folder, registry: Registry, loaded: Loaded, measurements: Path,
             registry=registry,
             progress=loaded.progress,
             features=loaded.features,
+            shared=shared_of(prepared, loaded.features, Kept(folder=measurements / TASKS, say=loaded.progress.say)),
             trackers=trackers,
             processes=processes,
         )
@@ -197,15 +204,18 @@ def _stages(bench: Bench, measurements: Path) -> list[Stage]:
     for row in forecast(prepared.model.net, prepared.selection):
         against = "" if row.expected is None else f", {row.expected:,} expected from the configuration"
         progress.say(f"may move: {row.family}, {row.components:,} components, {row.weights:,} weights{against}")
+    to_teach = [skill.name for skill in prepared.recipe.skills if bench.folder.stage(skill.name) is None]
+    bench.processes.leads(lambda: check_looks(registry, prepared.recipe, prepared.examples.suite, to_teach))
     stages: list[Stage] = [measure_base(bench, measurements)]
     with ExitStack() as taught:
-        model = prepared.model
+        model, original = prepared.model, prepared.origin
         for lesson in sequence(prepared):
-            stage = teach(bench, model, lesson, stages)
+            stage = teach(bench, model, lesson, stages, original)
             stages.append(stage)
             if stage.document.update is not None:
                 delta = registry.delta(stage.document.update.id)
-                delta = delta if prepared.origin is None else onto(delta, model.manifest)
+                if original is not None:
+                    original, delta = after(delta, original), onto(delta, model.manifest, model)
                 model = taught.enter_context(applied(model, delta))
             failed = stage.document.verdict is not None and stage.document.verdict.verdict == "failed"
             if failed and prepared.recipe.on_failure == "stop":

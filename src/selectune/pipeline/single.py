@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selectune.errors import InputError, NoMatch
 from selectune.evaluation import Measurement, evaluate
+from selectune.evaluation.asking import Shared
+from selectune.evaluation.kept import Kept
+from selectune.pipeline.measuring import counting
 from selectune.pipeline.preparing import prepare, read_examples
 from selectune.pipeline.progress import Progress, bar
-from selectune.pipeline.stages import counting, lessons
+from selectune.pipeline.running import MEASUREMENTS, OUT, TASKS
+from selectune.pipeline.stages import lessons
 from selectune.probes import NumberReading, probe_numbers
 from selectune.training import Session, Training, train
 
 if TYPE_CHECKING:
+    from selectune.evaluation import Suite
     from selectune.models import Model
     from selectune.recipe import Recipe
     from selectune.training import Step
@@ -39,18 +45,27 @@ def train_skill(recipe: Recipe, skill: str | None, load: Callable[[str], Model],
         def on_alarm(alarm: Alarm) -> None:
             progress.say(f"{name}: {alarm}")
 
-        session = Session(on_step=on_step, watch=recipe.watch, on_alarm=on_alarm)
-        return train(
-            prepared.model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, keeping=lesson.keeping, session=session
-        )
+        session = Session(seed=recipe.seed, on_step=on_step, watch=recipe.watch, on_alarm=on_alarm)
+        return train(prepared.model, lesson.selection, lesson.records, lesson.optim, keeping=lesson.keeping, session=session)
 
 
 def measure(recipe: Recipe, model: Model, progress: Progress, *, stage: str = "") -> Measurement:
     """Every test of a recipe on a model."""
-    suite = read_examples(recipe).suite
+    return measure_suite(read_examples(recipe).suite, model, progress, stage=stage, batch=recipe.eval_batch)
+
+
+def measure_suite(
+    suite: Suite, model: Model, progress: Progress, *, stage: str = "", batch: int = 32, kept: Kept | None = None
+) -> Measurement:
+    """Every task of a suite on a model; those that are `kept` are read."""
     stage = stage or model.name
     with bar(progress, f"Measuring {stage}", sum(len(task.records) for task in suite.tasks)) as advance:
-        return evaluate(model, suite, stage=stage, batch=recipe.eval_batch, progress=counting(suite, advance))
+        return evaluate(model, suite, stage=stage, batch=batch, progress=counting(suite, advance), shared=Shared(kept=kept))
+
+
+def kept_tasks(progress: Progress, *, out: Path = OUT, fresh: bool = False) -> Kept | None:
+    """The tasks that were measured in the folder of runs `out`, by these or since; `fresh` measures them again. None without that folder."""
+    return Kept(folder=out / MEASUREMENTS / TASKS, fresh=fresh, say=progress.say) if out.is_dir() else None
 
 
 def read_numbers(recipe: Recipe, model: Model, progress: Progress) -> NumberReading:

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selectune import gates
 from selectune.delta import applied, onto
 from selectune.errors import Alarmed, Stopped
 from selectune.evaluation import Measurement, Suite, evaluate
-from selectune.hashing import digest
-from selectune.pipeline.folder import CaptionText, Folder, StageDocument
+from selectune.evaluation.noise import noise_floor
+from selectune.pipeline import measuring
+from selectune.pipeline.folder import Folder, StageDocument
+from selectune.pipeline.judging import Case, Models, judge_early, look_of
 from selectune.pipeline.keeping import keeping, with_base
 from selectune.pipeline.preparing import RECOVERY, Prepared, is_synthetic
 from selectune.pipeline.progress import Progress, bar
 from selectune.pipeline.recording import Made, record_update
 from selectune.pipeline.tracking import Trackers
-from selectune.probes import probe_numbers
-from selectune.reporting.result import NumberStage, Phase, QuickPoint, StepPoint, Verdict, write_whole
+from selectune.reporting.result import Phase, QuickPoint, StepPoint, Verdict
 from selectune.training import FeatureCache, Keeping, Session, train
 from selectune.training.watching import sentences
 
 if TYPE_CHECKING:
     from selectune.components import Selection
+    from selectune.evaluation.asking import Shared
     from selectune.hashing import Manifest
     from selectune.models import Model
-    from selectune.probes import NumberReading
     from selectune.recipe import Data, Optim
     from selectune.records import Records
     from selectune.registry import Registry
     from selectune.training import Step, Training
     from selectune.training.processes import Processes
     from selectune.training.watching import Alarm
-
-BASE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,8 @@ class Stage:
 
     document: StageDocument
     measurement: Measurement
+    again: Measurement | None = None
+    """Of the base: the same model measured with another batch, where the gate asks for the noise floor."""
 
     @property
     def name(self) -> str:
@@ -62,6 +62,8 @@ class Bench:
     progress: Progress
     features: FeatureCache
     processes: Processes
+    shared: Shared | None = None
+    """What the stages' measurements have in common."""
     trackers: Trackers = field(default_factory=Trackers)
 
 
@@ -119,31 +121,16 @@ def sequence(prepared: Prepared) -> list[Lesson]:
 
 
 def measure_base(bench: Bench, cache: Path) -> Stage:
-    """The model as it came, measured once for every model, suite, pictures, batch and version: runs share the folder `cache`."""
-    finished = bench.folder.stage(BASE)
-    if finished is not None:
-        return Stage(document=finished[0], measurement=finished[1])
-    model, key = bench.prepared.model, _base_key(bench.prepared)
-    samples, notes = cache / f"{key}.parquet", cache / f"{key}.json"
-    if samples.is_file() and notes.is_file():
-        bench.progress.say(f"The base was measured before: {samples}")
-        document = StageDocument.model_validate_json(notes.read_bytes())
-        measurement = Measurement.load(samples)
-    else:
-        document, measurement = _measured(bench, model, BASE, None)
-        cache.mkdir(parents=True, exist_ok=True)
-        measurement.save(samples)
-        write_whole(notes, document.model_dump_json(indent=1) + "\n")
-    measurement.save(bench.folder.measurement(BASE))
-    bench.folder.finish(document)
-    bench.folder.event("measured", stage=BASE, model=model.id, scores={task: measurement.score(task) for task in measurement.tasks})
-    return Stage(document=document, measurement=measurement)
+    """The model as it came; runs share its measurement in the folder `cache`."""
+    document, measurement, again = measuring.measure_base(bench.prepared, bench.folder, bench.progress, cache, bench.shared)
+    return Stage(document=document, measurement=measurement, again=again)
 
 
-def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> Stage:
+def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], original: Manifest | None = None) -> Stage:
     """Train `lesson` on `model`, measure what came of it, judge and record it. `model` is the same afterwards.
 
-    `past` is every stage so far, the base first. A stage that this run finished before is read instead.
+    `original` is the model that the update is for, where `model` holds it in another dtype or beside a quantised base. `past` is every
+    stage so far, the base first. A stage that this run finished before is read instead.
     """
     finished = bench.folder.stage(lesson.name)
     if finished is not None:
@@ -155,11 +142,15 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     if training.adapter is not None:
         training.adapter.save(bench.folder.path / "adapters" / lesson.name)
     try:
-        delta = training.delta if bench.prepared.origin is None else onto(training.delta, _original(bench.prepared.origin, model))
+        trained, delta = training.delta, training.delta
+        if original is not None:
+            delta = onto(training.delta, original, model)
+            # What is measured is what the update will be: numbers as they are rounded in it.
+            trained = onto(delta, model.manifest, model)
         delta.save(file)
-        with applied(model, training.delta) as child:
-            document, measurement = _measured(bench, child, lesson.name, past[0].measurement)
-        verdict = _verdict(bench, lesson, measurement, past)
+        _spend(bench, lesson, delta.child, past)
+        models = Models(after=lambda: applied(model, trained), before=model, shared=bench.shared)
+        document, measurement, verdict = _judged(bench, lesson, models, past)
         measurement.save(bench.folder.measurement(lesson.name))
         document = document.model_copy(
             update={
@@ -169,7 +160,8 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
                 "alarms": sentences(training.alarms),
             }
         )
-        made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update)
+        scores = {task: {"value": measurement.score(task), "n": measurement.n(task)} for task in measurement.tasks}
+        made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update, scores=scores)
         update = bench.processes.leads(lambda: record_update(bench.registry, bench.prepared, made))
     finally:
         file.unlink(missing_ok=True)
@@ -180,28 +172,6 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage]) -> 
     bench.trackers.log("scores", {task: measurement.score(task) for task in measurement.tasks}, done + len(phase.steps))
     bench.progress.say(f"{lesson.name}: update {update.id[:12]}, {said}")
     return Stage(document=document, measurement=measurement)
-
-
-def _original(origin: Manifest, model: Model) -> Manifest:
-    """What the original would be after the updates so far: they lie in tensors that were not quantised, so these have its very bits."""
-    plain = {component.parameter for component in model.map.components if component.quantised is None}
-    return origin.replace({name: entry for name, entry in model.manifest.items() if name in plain})
-
-
-def _base_key(prepared: Prepared) -> str:
-    """What the base's measurement depends on, 32 hex digits."""
-    from selectune import __version__
-
-    pictures = prepared.examples.pictures
-    parts = {
-        "model": prepared.model.id,
-        "suite": prepared.examples.suite.digest,
-        "batch": prepared.recipe.eval_batch,
-        "pictures": None if pictures is None else pictures.digest,
-        "tokens": prepared.recipe.probe.max_new_tokens,
-        "version": __version__,
-    }
-    return digest("base", parts)[:32]
 
 
 def _train(bench: Bench, model: Model, lesson: Lesson, done: int) -> Training:
@@ -228,6 +198,7 @@ def _train(bench: Bench, model: Model, lesson: Lesson, done: int) -> Training:
 
         checkpoints = folder.checkpoints / lesson.name
         session = Session(
+            seed=recipe.seed,
             checkpoint_dir=checkpoints,
             resume=checkpoints if any(checkpoints.rglob("checkpoint-*")) else None,
             features=bench.features,
@@ -236,9 +207,7 @@ def _train(bench: Bench, model: Model, lesson: Lesson, done: int) -> Training:
             on_alarm=on_alarm,
         )
         try:
-            training = train(
-                model, lesson.selection, lesson.records, lesson.optim, seed=recipe.seed, keeping=lesson.keeping, session=session
-            )
+            training = train(model, lesson.selection, lesson.records, lesson.optim, keeping=lesson.keeping, session=session)
         except Stopped as stopped:
             raise Stopped(stopped.what, where=lesson.name, then="") from stopped
         except Alarmed as alarmed:
@@ -264,65 +233,49 @@ def _quick(model: Model, suite: Suite, step: int, batch: int) -> QuickPoint:
     return QuickPoint(step=step, scores=scores, n=min(measurement.n(task) for task in measurement.tasks))
 
 
-def _measured(bench: Bench, model: Model, stage: str, base: Measurement | None) -> tuple[StageDocument, Measurement]:
-    """The suite and the number probe on a model."""
-    prepared = bench.prepared
-    started = time.monotonic()
-    suite, batch = prepared.examples.suite, prepared.recipe.eval_batch
-    with bar(bench.progress, f"Measuring {stage}", sum(len(task.records) for task in suite.tasks)) as advance:
-        measurement = evaluate(model, suite, stage=stage, batch=batch, progress=counting(suite, advance), base=base)
-    seconds = {"measure": time.monotonic() - started}
-    numbers: NumberStage | None = None
-    captions: tuple[CaptionText, ...] = ()
-    if prepared.examples.pictures is not None:
-        started = time.monotonic()
-        with bar(bench.progress, f"Captions after {stage}"):
-            reading = probe_numbers(
-                model,
-                prepared.examples.pictures,
-                stage=stage,
-                max_new_tokens=prepared.recipe.probe.max_new_tokens,
-                batch=batch,
-            )
-        numbers, captions = _reading(reading)
-        seconds["probe"] = time.monotonic() - started
-    return StageDocument(stage=stage, model_id=model.id, seconds=seconds, numbers=numbers, captions=captions), measurement
+def _spend(bench: Bench, lesson: Lesson, child: str, past: Sequence[Stage]) -> None:
+    """Pay for the look at the test records that judging this model is; a recovery is not judged."""
+    skills = [stage.name for stage in past[1:]] + [lesson.name]
+    look = look_of(bench.prepared.recipe, bench.prepared.examples.suite, child, skills)
+    if look is not None and lesson.kind == "skill":
+        bench.processes.leads(lambda: bench.registry.look(look))
 
 
-def counting(suite: Suite, advance: Callable[[int, int | None], None]) -> Callable[[str, int, int], None]:
-    """A progress function for `evaluate` that counts over all tasks of a suite."""
-    done = dict.fromkeys((task.name for task in suite.tasks), 0)
-
-    def count(task: str, finished: int, _: int) -> None:
-        done[task] = finished
-        advance(sum(done.values()), None)
-
-    return count
-
-
-def _reading(reading: NumberReading) -> tuple[NumberStage, tuple[CaptionText, ...]]:
-    return NumberStage.model_validate(reading), tuple(CaptionText.model_validate(caption) for caption in reading.captions)
-
-
-def _verdict(bench: Bench, lesson: Lesson, after: Measurement, past: Sequence[Stage]) -> Verdict | None:
-    """The gate's word on a skill; a recovery has no target and is not judged."""
-    if lesson.kind == "recovery":
-        return None
-    recipe = bench.prepared.recipe
-    evidence = gates.Evidence(
-        after=after,
-        before=past[-1].measurement,
-        anchor=past[0].measurement,
-        learned={stage.name: stage.measurement for stage in past[1:]},
+def _judged(bench: Bench, lesson: Lesson, models: Models, past: Sequence[Stage]) -> tuple[StageDocument, Measurement, Verdict | None]:
+    """The suite on the updated model, what its captions say, and the gate's word on a skill; a recovery has no target and is not judged."""
+    prepared, progress, base = bench.prepared, bench.progress, past[0]
+    suite, started = prepared.examples.suite, time.monotonic()
+    case = Case(
+        recipe=prepared.recipe,
+        suite=suite,
+        skill=lesson.name,
+        past=tuple(stage.measurement for stage in past),
+        noise={} if base.again is None else noise_floor(base.measurement, base.again),
     )
-    return Verdict.model_validate(gates.decide(lesson.name, evidence, recipe.gate, recipe.held_out))
+    verdict = None
+    if lesson.kind == "skill" and prepared.recipe.gate.early:
+        with bar(progress, f"Measuring {lesson.name}", sum(len(task.records) for task in suite.tasks)) as advance:
+            judged = judge_early(case, models, advance)
+        measurement, verdict = judged.measurement, judged.verdict
+        if judged.more is not None:
+            judged.more.save(bench.folder.more(lesson.name))
+        bench.folder.event("asked", stage=lesson.name, items={task: measurement.n(task) for task in measurement.planned})
+        with models.after() as child:
+            document = measuring.probed(prepared, child, progress, stage=lesson.name, seconds=time.monotonic() - started)
+    else:
+        with models.after() as child:
+            measurement = measuring.measured(prepared, child, progress, stage=lesson.name, base=base.measurement, shared=bench.shared)
+            document = measuring.probed(prepared, child, progress, stage=lesson.name, seconds=time.monotonic() - started)
+        if lesson.kind == "skill":
+            verdict = case.decide(measurement)
+    return document, measurement, None if verdict is None else Verdict.model_validate(verdict)
 
 
 def _phase(folder: Folder, lesson: Lesson, training: Training) -> Phase:
     return Phase(
         name=lesson.name,
         kind=lesson.kind,
-        source=lesson.data.source,
+        source=lesson.data.named,
         synthetic=is_synthetic(lesson.data, lesson.records),
         records=len(lesson.records),
         optim=lesson.optim.model_dump(mode="json"),

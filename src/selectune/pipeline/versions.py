@@ -13,6 +13,7 @@ from selectune.errors import ModelError, RegistryError
 from selectune.models import check_folder, load, providers
 from selectune.pipeline.checkpoint import check_new, has_weights, read_slots, save_checkpoint, weight_folder
 from selectune.pipeline.recording import MODEL
+from selectune.pipeline.witnessing import open_registry
 from selectune.registry import Registry
 
 if TYPE_CHECKING:
@@ -20,19 +21,25 @@ if TYPE_CHECKING:
 
     from selectune.components import ComponentMap
     from selectune.components.disk import Stored
-    from selectune.delta import Delta
+    from selectune.governance import PrivateKey
     from selectune.models import Model
-    from selectune.registry.update import Update
+    from selectune.registry import Admitted
 
 ARCHITECTURE = "arch:"
+REGISTRY = "registry:"
 
 
 def load_any(name: str, registry: str) -> Model:
-    """A model by the name that `models.load` knows, else by a name or id of an update in the registry. Raises ModelError for neither."""
+    """A model by the name that `models.load` knows, else by a name or id of an update in the registry. Raises ModelError for neither.
+
+    ``registry:NAME`` is an update in any case. Before a weight of an update is used, `Registry.admit` checks everything that leads to it.
+    """
+    if name.startswith(REGISTRY):
+        return load_version(open_registry(registry), name.removeprefix(REGISTRY))
     if name in providers() or Path(name).expanduser().exists() or "/" in name:
         return load(name)
     try:
-        found = Registry.open(registry)
+        found = open_registry(registry)
         found.show(name)
     except RegistryError as error:
         then = f"{error.then} Or give a folder, a hub id, or one of: {', '.join(sorted(providers()))}."
@@ -103,31 +110,33 @@ def _empty(folder: Path, name: str) -> PreTrainedModel:
 def load_version(registry: Registry, identity: str) -> Model:
     """The model of an update: its base, loaded by the name that was recorded, with every delta from there on applied and checked.
 
-    Raises RegistryError for an unknown update, ModelError for a base that is not there, WrongParent for a base that is not what it was.
+    Raises what `Registry.admit` raises before a weight is read, ModelError for a base that is not there, WrongParent for a base that is not
+    what it was.
     """
-    return _version(registry, registry.show(identity))[0]
+    return _version(registry, registry.admit(identity))
 
 
-def _version(registry: Registry, update: Update) -> tuple[Model, list[Delta]]:
-    """The model of an update, and the deltas that lead to it from the base."""
+def _version(registry: Registry, admitted: Admitted) -> Model:
+    """The model of an update that may be loaded."""
+    update = admitted.update
     name = update.meta.get(MODEL)
     if not isinstance(name, str):
         raise RegistryError(
             f"update {update.id[:12]} does not say which model it is of", where=registry.where, then="Load the base and apply its deltas."
         )
     model = load(name)
-    deltas = registry.chain(update.id)
-    for delta in deltas:
+    for delta in admitted.deltas:
         model = apply(model, delta)
-    return model, deltas
+    return model
 
 
-def save_full(registry: Registry, identity: str, out: Path) -> Path:
+def save_full(registry: Registry, identity: str, out: Path, *, sign: PrivateKey | None = None) -> Path:
     """An update as a full checkpoint in a new folder: weights named as in its base's files, configuration, processor, `selectune.json`.
 
-    The folder is whole or not there. Raises what `load_version` and `save_checkpoint` raise.
+    With `sign` it holds ``model.sig`` too. The folder is whole or not there. Raises what `load_version` and `save_checkpoint` raise.
     """
     check_new(out)
-    update = registry.show(identity)
-    model, deltas = _version(registry, update)
-    return save_checkpoint(model, deltas, out, note={"update": update.id, "parent": update.parent, "verdict": update.verdict})
+    admitted = registry.admit(identity)
+    update = admitted.update
+    note = {"update": update.id, "parent": update.parent, "verdict": update.verdict, "notes": list(admitted.notes)}
+    return save_checkpoint(_version(registry, admitted), admitted.deltas, out, note=note, sign=sign)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 EMBEDDED = "embedded:"
 """A source that starts so is a skill which comes with the package: ``embedded:digits``."""
+
+
+def is_task_file(task: str) -> bool:
+    """Whether a task is given as a file, and not by its name."""
+    return task.endswith((".yaml", ".yml"))
 
 
 def listed(value: object) -> object:
@@ -40,8 +45,12 @@ class Part(BaseModel):
 class Data(Part):
     """Where records come from. A plain string stands for ``Data(source=…)``."""
 
-    source: str = Field(min_length=1)
-    """A file, a folder, or ``embedded:SKILL``. A relative path starts at the recipe's folder (for a preset: at the current one)."""
+    source: str = ""
+    """A file, a folder, or ``embedded:SKILL``. A relative path starts at the recipe's folder (for a preset: at the current one). Needed
+    without `task`."""
+    task: str | None = Field(default=None, min_length=1)
+    """A task's name (`selectune tasks`) or YAML file: rows are read and asked as it says, from `source`, which holds its schema; without
+    `source` from the hub's data set that it names."""
     split: str | None = None
     """The part of the source to read, where it has parts: train, validation, test."""
     form: str | None = None
@@ -64,11 +73,26 @@ class Data(Part):
     def _plain_source(cls, value: object) -> object:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("source", "images")
+    @property
+    def named(self) -> str:
+        """The source as people read it: without one, the task."""
+        return self.source or f"task {self.task}"
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> Self:
+        if not self.source and self.task is None:
+            raise ValueError("needs a source, or a task")
+        told = [name for name in ("form", "columns", "prompt") if getattr(self, name)]
+        if self.task is not None and told:
+            raise ValueError(f"a task says itself what {' and '.join(told)} would; take {'them' if len(told) > 1 else 'it'} out")
+        return self
+
+    @field_validator("source", "images", "task")
     @classmethod
     def _rooted(cls, value: str | None, info: ValidationInfo) -> str | None:
         """A path that means the same from every folder, when the recipe was read from a file."""
         folder = info.context
-        if value is None or value.startswith(EMBEDDED) or not isinstance(folder, Path):
+        named = info.field_name == "task" and value is not None and not is_task_file(value)
+        if not value or value.startswith(EMBEDDED) or named or not isinstance(folder, Path):
             return value
         return str((folder / Path(value).expanduser()).absolute())

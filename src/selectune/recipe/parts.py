@@ -16,8 +16,8 @@ from selectune.recipe.basis import Data, Finite, Named, Part, Patterns, listed
 from selectune.recipe.keep import Choose, Keep
 from selectune.recipe.watch import Watch
 
-STAGES = ("base", "recovery")
-"""Stages that a run has besides its skills; no skill may be called so."""
+STAGES = ("base", "recovery", "base-again")
+"""What a run measures besides its skills; no skill may be called so."""
 
 
 class Adapter(Part):
@@ -89,8 +89,8 @@ class Optim(Part):
     """Train low-rank matrices in place of the selected weights (``lora``, or ``{kind: lora, rank: 8}``); None: the weights themselves."""
     in_backward: bool = False
     """Step each parameter in the backward pass, as soon as its gradient is there, and free that; for whole batches without `clip`."""
-    checkpointing: bool = False
-    """Trade time for memory: recompute activations."""
+    checkpointing: bool | Literal["auto"] = "auto"
+    """Trade time for memory: recompute activations. `auto`: where the batch is forecast not to fit into free memory otherwise."""
     compile: bool = False
     """Compile the language layers with torch.compile; the first step then takes half a minute or more, and a C++ compiler is needed."""
 
@@ -114,8 +114,10 @@ class Skill(Part):
     train: Data
     test: Data
     validation: Data | None = None
-    scorer: str = "exact"
-    max_new_tokens: int = Field(default=8, ge=1)
+    scorer: str | None = None
+    """None: that of the test's task, without one `exact`."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """None: that of the test's task, without one 8."""
     optim: Optim | None = None
     """Overrides the recipe's `optim`, field by field."""
     keep: Keep | None = None
@@ -123,15 +125,28 @@ class Skill(Part):
 
 
 class HeldOut(Part):
-    """One skill that is never taught and must not be lost."""
+    """One skill that is never taught and must not be lost. ``{task: ai2d, source: ./ai2d, limit: 200}`` is short for a name and a test."""
 
     name: Named
     test: Data
-    scorer: str = "exact"
-    max_new_tokens: int = Field(default=8, ge=1)
+    scorer: str | None = None
+    """None: that of the test's task, without one `exact`."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """None: that of the test's task, without one 8."""
     margin: Finite | None = Field(default=None, gt=0)
     """Largest loss that the gate accepts, as a share (for a perplexity in nats a token); None: the gate's own."""
-    kind: Literal["generate", "choice", "perplexity", "caption"] = "generate"
+    kind: Literal["generate", "choice", "perplexity", "caption"] | None = None
+    """None: that of the test's task, without one `generate`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_task(cls, value: object) -> object:
+        """A task beside the fields is the test, and gives the name."""
+        if not isinstance(value, dict) or "task" not in value or "test" in value:
+            return value
+        test = {name: value[name] for name in Data.model_fields if name in value}
+        name = {"name": Path(value["task"]).stem} if isinstance(value["task"], str) else {}
+        return {**name, "test": test} | {key: item for key, item in value.items() if key not in test}
 
 
 class Gate(Part):
@@ -145,6 +160,17 @@ class Gate(Part):
     """What the target's lower bound must exceed."""
     min_n: int = Field(default=30, ge=1)
     """With fewer samples a rule is undecided."""
+    early: int | None = Field(default=None, ge=1)
+    """Ask so many records of each guarded task at a time, in random order, and stop as soon as the gate may decide; None: ask all."""
+    looks: int | None = Field(default=None, ge=1)
+    """So many updates may be judged by one set of test records, each at alpha / looks; the registry counts. None: not counted."""
+    noise: bool = False
+    """Measure the base twice, the second time with another batch: what changes with no update at all stands beside every loss."""
+
+    @property
+    def level(self) -> float:
+        """The error rate of each test of one update: alpha spread over the looks that are allowed."""
+        return self.alpha / (self.looks or 1)
 
 
 class Probe(Part):
@@ -177,6 +203,9 @@ class Recipe(Part):
     name: Named
     model: str = Field(default="embedded", min_length=1)
     """A folder, a hub id that is on this disk already, or ``embedded``."""
+    dtype: Literal["auto", "stored", "float32"] = "auto"
+    """Of the numbers that are trained with. `auto`: as the model's files have them, but float32 for float16, and for bfloat16 on a device
+    without it; updates are the original's all the same."""
     quantise: Literal["int8", "nf4"] | None = None
     """Train and measure beside a base whose frozen linear layers are in 8 or 4 bits (bitsandbytes), for memory; updates are exact against
     the original all the same."""

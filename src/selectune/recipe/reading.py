@@ -44,14 +44,14 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, *, where: str = "recipe", folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """`read_recipe` from a string; `folder` is where its relative paths start (None: they stay as they are)."""
-    raw = _load(text, where)
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise RecipeError(f"holds {_shown(raw)}, not a mapping", where=where, then="Start with name:, select: and skills:")
     faults = [fault for override in overrides if (fault := _override(raw, override, where))]
     try:
         recipe = Recipe.model_validate(raw, context=folder)
     except ValidationError as error:
-        faults += [_fault(detail, where) for detail in error.errors()]
+        faults += [fault_of(detail, where) for detail in error.errors()]
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise RecipeError("\n".join(faults) + "\n", then=f"{count}; every field is described in docs/reference/recipe.md")
@@ -106,7 +106,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
-def _load(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """The values in a YAML text, read as a recipe's are. Raises `RecipeError` with the line of the fault."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -124,7 +125,7 @@ def _override(raw: dict[str, Any], override: str, where: str) -> str | None:
     if not equals or not steps or _joined(steps) != path:
         return f"{place}: is not PATH=VALUE. Write it like skills[0].optim.lr=3e-6"
     try:
-        value = _load(text, place)
+        value = parse_yaml(text, place)
     except RecipeError as error:
         return str(error)
     target: Any = raw
@@ -156,13 +157,13 @@ def _joined(steps: Sequence[tuple[str, str]]) -> str:
     return "".join(f"[{index}]" if index else f".{name}" for name, index in steps).removeprefix(".")
 
 
-def _fault(detail: ErrorDetails, where: str) -> str:
+def fault_of(detail: ErrorDetails, where: str, root: type[BaseModel] = Recipe) -> str:
     """One fault: the file, the path in it, what is wrong, the value, near matches."""
     loc = detail["loc"]
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
     place = f"{where}: {path}" if path else where
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(loc[:-1])
+        known = _fields_at(loc[:-1], root)
         near = difflib.get_close_matches(str(loc[-1]), known, n=3)
         then = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}"
         return f"{place}: unknown key. {then}"
@@ -174,9 +175,9 @@ def _fault(detail: ErrorDetails, where: str) -> str:
     return f"{place}: {message[0].lower()}{message[1:]}, not {_shown(detail['input'])}"
 
 
-def _fields_at(loc: Sequence[int | str]) -> list[str]:
-    """The fields of the recipe's part at this path."""
-    part: type[BaseModel] = Recipe
+def _fields_at(loc: Sequence[int | str], root: type[BaseModel]) -> list[str]:
+    """The fields of `root`'s part at this path."""
+    part = root
     for step in loc:
         if isinstance(step, str) and step in part.model_fields:
             part = _part_in(part.model_fields[step].annotation) or part

@@ -56,6 +56,8 @@ class Wanted:
     split: str | None = None
     column: str = "split"
     where: str = "data"
+    alone: bool = False
+    """Whether a single file that is called after no split at all stands for the wanted one."""
 
     def keeps(self, columns: Iterable[str]) -> bool:
         """Whether rows have to be filtered by the column."""
@@ -74,7 +76,7 @@ def read_table(path: Path, wanted: Wanted) -> Table:
         raise DataError(f"{path} cannot be read ({error.strerror})", where=wanted.where, then="Correct `source`.") from error
     table = _file(path, wanted, where)
     stem = _SHARD.sub("", path.stem)
-    if wanted.split is not None and wanted.column not in table.columns and stem not in _names(wanted.split):
+    if wanted.split is not None and wanted.column not in table.columns and not _stands_for(stem, wanted):
         then = f'Name a folder or a file that is called after its split, add a column "{wanted.column}", or leave `split` out.'
         raise DataError(f'there is no split "{wanted.split}" in it', where=where, then=then)
     return table
@@ -181,14 +183,15 @@ def _parquet(path: Path, wanted: Wanted, where: str) -> Table:
     try:
         # A file of its own, so that no folder around it is read as a part of its path.
         table = pyarrow.parquet.ParquetFile(path).read()
-        return _arrow(table, wanted, path.parent, where)
+        return from_arrow(table, wanted, path.parent, where)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"is no Parquet file that can be read ({str(error)[:120]})", where=where, then="Write it again.") from error
 
 
-def _arrow(table: pyarrow.Table, wanted: Wanted, folder: Path, where: str) -> Table:
+def from_arrow(table: pyarrow.Table, wanted: Wanted, folder: Path, where: str) -> Table:
+    """The rows of an Arrow table, with the names of classes in place of their numbers. Raises DataError for two columns of one name."""
     import pyarrow.compute
 
     columns = tuple(table.column_names)
@@ -234,7 +237,7 @@ def _folder(folder: Path, wanted: Wanted) -> Table:
                 return _folder(parts[name], Wanted(split=None, where=wanted.where))
     if len(files) == 1:
         table = _joined(next(iter(files.values())), wanted, folder, where)
-        if wanted.split is None or wanted.column in table.columns:
+        if wanted.column in table.columns or wanted.split is None or _stands_for(next(iter(files)), wanted):
             return table
     if wanted.split is not None:
         raise DataError(f'there is no split "{wanted.split}"', where=where, then=f"It holds {_listed([*files, *parts])}.")
@@ -245,6 +248,13 @@ def _folder(folder: Path, wanted: Wanted) -> Table:
 
 def _names(split: str) -> tuple[str, ...]:
     return (split, *(name for name in SPLITS.get(split, ()) if name != split))
+
+
+def _stands_for(name: str, wanted: Wanted) -> bool:
+    """Whether what is called so may be the wanted split."""
+    if wanted.split is None or name in _names(wanted.split):
+        return True
+    return wanted.alone and not any(name in names for names in SPLITS.values())
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -286,8 +296,8 @@ def _saved(folder: Path, wanted: Wanted, where: str) -> Table:
         raise DataError(
             f"is no folder that datasets can load ({str(error)[:120]})", where=where, then="Write it again with save_to_disk."
         ) from error
-    found = _arrow(table, wanted, folder, where)
-    if wanted.split is not None and wanted.column not in found.columns and folder.name not in _names(wanted.split):
+    found = from_arrow(table, wanted, folder, where)
+    if wanted.split is not None and wanted.column not in found.columns and not _stands_for(folder.name, wanted):
         raise DataError(
             f'there is no split "{wanted.split}" in it', where=where, then=f'Add a column "{wanted.column}", or leave `split` out.'
         )

@@ -45,6 +45,9 @@ def read_records(data: Data, *, where: str = "data") -> Records:
     Raises DataError, with `where`, the source, the record's id and what to do, for a source or split that is not there or is empty, a row
     of another form, a picture that is missing, outside its folder, at a web address or of no known format, and an id that comes twice.
     """
+    if data.task is not None:
+        then = "Read it with selectune.evaluation.tasks.read_task_records."
+        raise DataError(f"the task {data.task} says how its rows are read", where=where, then=then)
     offered = _OFFERED.fullmatch(data.source)
     if _ADDRESS.match(data.source):
         raise DataError(

@@ -134,7 +134,7 @@ class Records(Sequence[Record]):
         """
         if n >= len(self.items):
             return self
-        drawn = set(sorted((record.id for record in self.items), key=lambda name: _rank(seed, name))[: max(n, 0)])
+        drawn = set(sorted((record.id for record in self.items), key=lambda name: rank(seed, name))[: max(n, 0)])
         return replace(self, items=tuple(record for record in self.items if record.id in drawn))
 
     def check_pictures(self) -> None:
@@ -144,5 +144,6 @@ class Records(Sequence[Record]):
                 picture.open()
 
 
-def _rank(seed: int, name: str) -> bytes:
+def rank(seed: int, name: str) -> bytes:
+    """What a draw by `seed` sorts names by."""
     return hashlib.sha256(f"{seed}\0{name}".encode()).digest()

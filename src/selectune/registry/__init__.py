@@ -5,7 +5,10 @@ Needs no torch until a delta is applied by somebody else.
 
 from selectune.registry.checking import Problem, Report
 from selectune.registry.events import Event, Head
+from selectune.registry.looks import Look
 from selectune.registry.registry import Registry
+from selectune.registry.signing import Admitted
+from selectune.registry.standing import Standing
 from selectune.registry.update import Move, Update
 
-__all__ = ["Event", "Head", "Move", "Problem", "Registry", "Report", "Update"]
+__all__ = ["Admitted", "Event", "Head", "Look", "Move", "Problem", "Registry", "Report", "Standing", "Update"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
 
 from selectune.delta.format import Delta
-from selectune.errors import SelectuneError, VerifyFailed
+from selectune.errors import RevokedKey, SelectuneError, Untrusted, VerifyFailed
+from selectune.governance.documents import at
+from selectune.governance.policy import Policy
 from selectune.registry.blobs import Blobs
 from selectune.registry.events import GENESIS, Event, Head
-from selectune.registry.lineage import moves, targets, update_of
+from selectune.registry.lineage import moves, pointers, targets, update_of
+from selectune.registry.standing import Standing, standing
 from selectune.registry.update import Update
 
-__all__ = ["Problem", "Report", "check"]
+__all__ = ["Problem", "Report", "check", "check_chain", "demand"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +25,7 @@ class Problem:
     """Something that is not as it was written."""
 
     kind: str
-    """event, update, name, object or head."""
+    """event, update, name, object, head, policy, approve or revoke."""
     subject: str
     """The event's number, the update's or the object's id, the name."""
     text: str
@@ -39,6 +44,8 @@ class Report:
     """Files that no update refers to, such as an interrupted write leaves; harmless."""
     head: Head
     """The end of the log as found; keep it elsewhere and give it to the next `verify`."""
+    policy: str | None = None
+    """The digest of the policy in force; without one nobody has to approve anything."""
 
     @property
     def ok(self) -> bool:
@@ -47,19 +54,22 @@ class Report:
 
     def demand(self) -> Report:
         """The report itself. Raises VerifyFailed, naming every problem, where something is wrong."""
-        if self.problems:
-            lines = "\n".join(f"  {problem.kind} {problem.subject}: {problem.text}" for problem in self.problems)
-            raise VerifyFailed(
-                f"{len(self.problems)} problems:\n{lines}\n",
-                where="verify",
-                then="Restore the registry from a copy; trust nothing that came after.",
-            )
+        demand(self.problems)
         return self
+
+
+def demand(problems: Sequence[Problem], where: str = "verify") -> None:
+    """Raises VerifyFailed, naming every problem, where there is one."""
+    if problems:
+        lines = "\n".join(f"  {problem.kind} {problem.subject}: {problem.text}" for problem in problems)
+        raise VerifyFailed(
+            f"{len(problems)} problems:\n{lines}\n", where=where, then="Restore the registry from a copy; trust nothing that came after."
+        )
 
 
 def check(events: Sequence[Event], blobs: Blobs, head: Head | None) -> Report:
     """Recomputes every hash. `head`, if given, must lie on the log: a log that ends before it was cut."""
-    problems = [*_chain(events), *_head(events, head)]
+    problems = check_chain(events, head)
     updates, faults = _updates(events)
     problems += faults
     problems += _names(events, {update.id for update in updates})
@@ -67,6 +77,8 @@ def check(events: Sequence[Event], blobs: Blobs, head: Head | None) -> Report:
     broken = {digest: fault for digest in wanted if (fault := blobs.fault(digest))}
     problems += [Problem(kind="object", subject=digest, text=fault) for digest, fault in broken.items()]
     problems += _deltas([update for update in updates if update.delta not in broken], blobs)
+    signed = standing(events, updates)
+    problems += _people(events, updates, signed)
     return Report(
         events=len(events),
         updates=len(updates),
@@ -74,7 +86,13 @@ def check(events: Sequence[Event], blobs: Blobs, head: Head | None) -> Report:
         problems=tuple(problems),
         leftovers=tuple(name for name in blobs.names() if name not in set(wanted) and not name.startswith(".nfs")),
         head=Head(count=len(events), hash=events[-1].hash if events else GENESIS),
+        policy=signed.policy.digest if signed.policy else None,
     )
+
+
+def check_chain(events: Sequence[Event], head: Head | None) -> list[Problem]:
+    """What is wrong with the log alone; `head` as `check` takes it."""
+    return [*_chain(events), *_head(events, head)]
 
 
 def _chain(events: Sequence[Event]) -> Iterable[Problem]:
@@ -136,6 +154,32 @@ def _names(events: Sequence[Event], known: set[str]) -> Iterable[Problem]:
                 yield Problem(kind="name", subject=name, text=f"event {move.seq} points to an unknown update")
             elif move.previous != before or not stack or stack[-1] != move.update:
                 yield Problem(kind="name", subject=name, text=f"event {move.seq} does not follow the move before it")
+
+
+def _people(events: Sequence[Event], updates: Sequence[Update], signed: Standing) -> Iterable[Problem]:
+    kinds = {event.seq: event.kind for event in events}
+    # A key that was revoked later is no sign of a change: it shows at the names that hang on it.
+    for seq, fault in signed.faults:
+        if not isinstance(fault, RevokedKey):
+            yield Problem(kind=kinds[seq], subject=str(seq), text=f"{type(fault).__name__}: {fault.what}")
+    known = {update.id: update for update in updates}
+    for name, id_ in pointers(events).items():
+        try:
+            if id_ in known:
+                signed.demand(known[id_], name, judged=False)
+        except Untrusted as error:
+            yield Problem(kind="name", subject=name, text=f"{type(error).__name__}: {error.what}")
+    if signed.policy:
+        yield from _clocks(events, signed.policy)
+
+
+def _clocks(events: Sequence[Event], policy: Policy) -> Iterable[Problem]:
+    for before, event in pairwise(events):
+        try:
+            if at(event.utc) < at(before.utc) - timedelta(minutes=policy.clock_minutes):
+                yield Problem(kind="event", subject=str(event.seq), text=f"its time, {event.utc}, is before that of the event before it")
+        except ValueError:
+            yield Problem(kind="event", subject=str(event.seq), text="its time, or that of the event before it, is no time")
 
 
 def _deltas(updates: Sequence[Update], blobs: Blobs) -> Iterable[Problem]:

@@ -84,10 +84,10 @@ class Event:
     utc: str
     actor: str
     kind: str
-    """create, add, promote or revert."""
+    """create, add, promote, revert, look, policy, approve or revoke."""
     name: str | None
     subject: str | None
-    """The update's id."""
+    """The update's id; of a look, the model's; of a policy, its digest."""
     body: Mapping[str, Any]
     prev: str
     """The hash of the event before; 64 zeros for the first."""

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError
+from typing import Any, Literal
 
 from selectune.delta.format import Delta
-from selectune.errors import NotYet, RegistryError, WrongParent
+from selectune.errors import RegistryError, VerifyFailed, WrongParent
+from selectune.governance import statements
+from selectune.governance.documents import Envelope
+from selectune.governance.heads import Witness, read_head, verify_head
+from selectune.governance.keys import PrivateKey, PublicKey
+from selectune.governance.policy import Policy
 from selectune.registry.blobs import Blobs
-from selectune.registry.checking import Report, check
-from selectune.registry.events import GENESIS, Event, Head, Log, sqlite_url
+from selectune.registry.checking import Report, check, check_chain, demand
+from selectune.registry.events import GENESIS, Event, Head, Log
+from selectune.registry.finding import ancestry, resolve
 from selectune.registry.lineage import moves, pointers, targets, updates
+from selectune.registry.looks import KIND, Look, check_budget, looks
+from selectune.registry.places import folder, team
+from selectune.registry.signing import Admitted, check_kept, check_now, check_witnessed, policy_event, signed_event
+from selectune.registry.standing import Standing, record_of, standing
 from selectune.registry.update import Move, Update, check_attachment, check_name
 
 __all__ = ["Registry"]
 
 FORMAT = 1
-_DATABASE = "registry.sqlite"
-_SHORTEST = 4
 
 
 def _now() -> datetime:
@@ -41,23 +47,32 @@ class Registry:
     ([], {}, True)
     """
 
-    def __init__(self, log: Log, blobs: Blobs, *, where: str, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(self, log: Log, blobs: Blobs, *, where: str, clock: Callable[[], datetime] = _now, witness: Witness | None = None) -> None:
         self._log = log
         self._blobs = blobs
         self.where = where
         self._clock = clock
+        self._witness = witness
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str], create: bool = False, *, clock: Callable[[], datetime] = _now) -> Registry:
+    def open(
+        cls,
+        url: str | os.PathLike[str],
+        create: bool = False,
+        *,
+        clock: Callable[[], datetime] = _now,
+        witness: Witness | None = None,
+    ) -> Registry:
         """The registry in a folder, or of a team: ``postgresql+psycopg://host/database?blobs=/shared/folder``.
 
-        Only with `create` is anything made. `clock` gives the time of events, with its zone. Raises RegistryError where no registry is,
-        StorageError for a folder that cannot be written, MissingPackage without the database's driver.
+        Only with `create` is anything made. `clock` gives the time of events, with its zone. `witness` keeps a signed head of the log in a
+        second place after each move and approval, and every version that is loaded is checked against it. Raises RegistryError where no
+        registry is, StorageError for a folder that cannot be written, MissingPackage without the database's driver.
         """
         text = os.fspath(url)
-        log, root = _team(text) if "://" in text else _folder(Path(text), create=create)
+        log, root = team(text) if "://" in text else folder(Path(text), create=create)
         where = log.url.render_as_string(hide_password=True) if "://" in text else text
-        registry = cls(log, Blobs(root / "blobs"), where=where, clock=clock)
+        registry = cls(log, Blobs(root / "blobs"), where=where, clock=clock, witness=witness)
         if create:
             registry._blobs.create()
             log.create({**registry._event("create", "selectune"), "body": {"format": FORMAT}})
@@ -110,38 +125,25 @@ class Registry:
         found = updates(self._log.read())
         if name is None:
             return found[::-1]
-        return self._ancestry(self._resolve(name, found), found)[::-1]
+        return ancestry(resolve(name, found, self.where), found, self.where)[::-1]
 
     def show(self, id_or_name: str) -> Update:
         """The update with this id, this beginning of an id (4 digits or more), or this name. Raises RegistryError with near matches."""
         found = updates(self._log.read())
-        return self._resolve(id_or_name, found)
-
-    def _resolve(self, wanted: str, found: Sequence[Update]) -> Update:
-        by_name = {name: update for update in found for name in update.names}
-        if wanted in by_name:
-            return by_name[wanted]
-        matches = [update for update in found if len(wanted) >= _SHORTEST and update.id.startswith(wanted.lower())]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            shown = ", ".join(f"{update.id[:16]} ({update.skill})" for update in matches[:5])
-            raise RegistryError(f'"{wanted}" is the beginning of {len(matches)} ids', where=self.where, then=f"Give more digits: {shown}.")
-        near = get_close_matches(wanted, by_name, n=3, cutoff=0.5)
-        near += [id_[:12] for id_ in get_close_matches(wanted, [update.id[: max(len(wanted), 12)] for update in found], n=2, cutoff=0.6)]
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise RegistryError(
-            f'"{wanted[:80]}" is no name and no id of an update', where=self.where, then=f"{hint}See them all: selectune log"
-        )
+        return resolve(id_or_name, found, self.where)
 
     def promote(self, id_or_name: str, name: str, reason: str, actor: str) -> Move:
-        """Points `name` to an update; reason and actor are kept. Raises RegistryError for an unknown update or a bad name."""
+        """Points `name` to an update; reason and actor are kept. Raises RegistryError for an unknown update or a bad name.
+
+        Raises what `Standing.demand` raises where the policy does not let the name point there, and RevokedVersion in any case.
+        """
         return self._move("promote", check_name(name), reason, actor, id_or_name)
 
     def revert(self, name: str, reason: str, actor: str) -> Move:
         """Points `name` back to where it pointed before its last promotion; again, and it goes back one more.
 
-        Raises RegistryError for an unknown name, and for one that has only ever pointed to one update.
+        Raises RegistryError for an unknown name, and for one that has only ever pointed to one update; and as `promote` does, but nobody
+        asks again what the gate said.
         """
         return self._move("revert", name, reason, actor, None)
 
@@ -150,18 +152,19 @@ class Registry:
             raise RegistryError(
                 f"{kind} {name}: the reason or the actor is empty", where=self.where, then="Say why, and who: --reason TEXT."
             )
-        with self._log.deciding() as (events, connection):
-            found = updates(events)
+        with self._deciding() as (events, found, signed, append):
             current = pointers(events).get(name)
-            target = self._previous(name, events) if wanted is None else self._resolve(wanted, found).id
+            target = self._previous(name, events) if wanted is None else resolve(wanted, found, self.where).id
             if kind == "promote" and target == current:
                 raise RegistryError(
                     f"{name} already points to {target[:12]}", where=self.where, then="See where it led from: selectune log"
                 )
-            verdict = next(update.verdict for update in found if update.id == target)
+            wanted_update = next(update for update in found if update.id == target)
+            signed.demand(wanted_update, name, judged=kind == "promote")
+            verdict = wanted_update.verdict
             body = {"previous": current, "reason": reason, "verdict": verdict}
             event = {**self._event(kind, actor), "name": name, "subject": target, "body": body}
-            self._log.append_to(connection, event)
+            append(event)
             seq = len(events) + 1
         return Move(
             name=name,
@@ -186,6 +189,129 @@ class Registry:
             raise RegistryError(f"{name} has no earlier update to go back to", where=self.where, then="Promote another update instead.")
         return stack[-2]
 
+    @contextmanager
+    def _deciding(self) -> Iterator[tuple[list[Event], list[Update], Standing, Callable[[Mapping[str, Any]], None]]]:
+        """What a move, an approval or a policy is decided on, and how its event is appended; after that the head is kept elsewhere."""
+        kept = self._witness.kept() if self._witness else None
+        with self._log.deciding() as (events, connection):
+            check_kept(events, kept, self._witness.place if self._witness else "head")
+            found = updates(events)
+            signed = standing(events, found)
+            check_witnessed(signed, self._witness)
+            if signed.policy:
+                demand(check_chain(events, None), self.where)
+                check_now(events, self._clock(), signed.policy)
+            yield events, found, signed, lambda event: self._log.append_to(connection, event)
+        if self._witness:
+            self.keep_head(self._witness)
+
+    def keep_head(self, witness: Witness) -> Head:
+        """Signs the end of the log as it is now in the witness's place. Raises VerifyFailed where what is there is not the log's past."""
+        events = self._log.read()
+        check_kept(events, witness.kept(), witness.place)
+        head = Head(count=len(events), hash=events[-1].hash)
+        witness.keep(events[0].hash, head.count, head.hash, self._clock())
+        return head
+
+    def standing(self) -> Standing:
+        """The policy in force, who signed what, and what was revoked."""
+        events = self._log.read()
+        return standing(events, updates(events))
+
+    def set_policy(self, signed: Envelope) -> Policy:
+        """Puts a signed policy in force. Raises PolicyRefused for one that no admin of the policy before it has signed."""
+        with self._deciding() as (_, _, found, append):
+            policy, event = policy_event(signed, found)
+            append({**self._event("policy", event["actor"]), **event})
+        return policy
+
+    def record(self, signed: Envelope) -> None:
+        """Records an approval or a revocation that was signed elsewhere, if the policy lets its signer. Raises what speaks against it."""
+        with self._deciding() as (_, found, signatures, append):
+            event = signed_event(signed, signatures, found, self._clock())
+            append({**self._event(event["kind"], event["actor"]), **event})
+
+    def approve(
+        self, id_or_name: str, key: PrivateKey, *, name: str = "production", role: Literal["author", "approver"] = "approver"
+    ) -> Envelope:
+        """Signs an update: that it may have this name, or, as its author, that it is meant to. The policy says who may.
+
+        The author signs first; nobody does both unless the policy says `single_person`. Raises WrongRole, OwnApproval, UnknownKey,
+        RevokedKey, RevokedVersion, RegistryError without a policy.
+        """
+        update, policy = self.show(id_or_name), self._policy()
+        about = {"update": update.id, "record": record_of(update), "now": self._clock()}
+        envelope = statements.approve(policy, key, (role, check_name(name)), **about)
+        self.record(envelope)
+        return envelope
+
+    def revoke(self, id_or_name: str, reason: str, actor: str, key: PrivateKey | None = None) -> None:
+        """Ends an update: it is neither loaded nor given a name again. With a policy an approver or an admin signs that.
+
+        Raises RegistryError without a reason, without a key where there is a policy, and for an update that was revoked already.
+        """
+        if not reason.strip() or not actor.strip():
+            raise RegistryError("the reason or the actor is empty", where=self.where, then="Say why, and who: --reason TEXT.")
+        update, signed = self.show(id_or_name), self.standing()
+        if update.id in signed.revoked:
+            raise RegistryError(f"update {update.id[:12]} is revoked already", where=self.where, then="See it: selectune show ID")
+        if signed.policy is None:
+            with self._deciding() as (_, _, _, append):
+                append({**self._event("revoke", actor), "subject": update.id, "body": {"reason": reason}})
+        elif key is None:
+            raise RegistryError(
+                "the policy wants revocations signed", where=self.where, then="Give the key of an approver or admin: --key KEY"
+            )
+        else:
+            about = {"update": update.id, "record": record_of(update), "now": self._clock()}
+            self.record(statements.revoke(signed.policy, key, reason, **about))
+
+    def _policy(self) -> Policy:
+        policy = self.standing().policy
+        if policy is None:
+            raise RegistryError(
+                "there is no policy that says who may approve",
+                where=self.where,
+                then="Let an admin make one: selectune policy sign, then set",
+            )
+        return policy
+
+    def admit(self, id_or_name: str) -> Admitted:
+        """A version that may be loaded, with the deltas that lead to it from the base.
+
+        Checked before a weight is used: every event's hash, and the head that a witness keeps; the policy; that the version is not revoked;
+        for a name that needs approval, who signed; the bytes of each delta and of every attached file. Raises VerifyFailed, RevokedVersion,
+        what `Standing.demand` raises, RegistryError and DeltaError for damaged objects, WrongParent for a delta that does not follow.
+        """
+        events = self._log.read()
+        if self._witness:
+            check_kept(events, self._witness.kept(), self._witness.place)
+        demand(check_chain(events, None), self.where)
+        found = updates(events)
+        update, signed = resolve(id_or_name, found, self.where), standing(events, found)
+        signed.demand_sound()
+        signed.demand_alive(update.id)
+        if id_or_name in update.names:
+            signed.demand(update, id_or_name, judged=False)
+        for digest in update.attachments.values():
+            self._blobs.read(digest)
+        return Admitted(update=update, deltas=tuple(self._deltas(update, found)), notes=tuple(signed.notes(update.id)))
+
+    def look(self, wanted: Look, actor: str = "selectune") -> bool:
+        """Spends a look on sets of test records, before the model is measured on them; whether it was a new one.
+
+        Raises LooksSpent, and records nothing, where a set has too little left.
+        """
+        with self._log.deciding() as (events, connection):
+            if not check_budget(looks(events), wanted):
+                return False
+            self._log.append_to(connection, {**self._event(KIND, actor), "subject": wanted.model, "body": wanted.body()})
+        return True
+
+    def looks(self) -> list[Look]:
+        """Every look at test records, oldest first."""
+        return looks(self._log.read())
+
     def names(self) -> dict[str, str]:
         """Where each name points: name to update id."""
         return self._log.names()
@@ -206,6 +332,20 @@ class Registry:
         """
         return check(self._log.read(lenient=True), self._blobs, head)
 
+    def verify_signed(self, place: str, key: PublicKey | None = None) -> Report:
+        """`verify` with the signed head in a place, signed with `key`, or without it with a key of the policy.
+
+        Raises UnknownKey for a head that another key signed, BadSignature for one that was changed, RegistryError without key and policy.
+        """
+        keys = [key] if key else [holder for holder, _ in self._policy().holders()]
+        kept = verify_head(read_head(place), keys, where=place)
+        events = self._log.read(lenient=True)
+        if events and events[0].hash != kept.registry:
+            raise VerifyFailed(
+                "the head is of another registry, or the whole log was rewritten", where=place, then="Give this registry's head."
+            )
+        return check(events, self._blobs, Head(count=kept.count, hash=kept.hash))
+
     def blob(self, digest: str) -> Path:
         """Where an object lies, for a program that reads files; its bytes are not checked. Raises RegistryError for a missing one."""
         return self._blobs.path(digest)
@@ -225,8 +365,11 @@ class Registry:
     def chain(self, id_or_name: str) -> list[Delta]:
         """The deltas from the base model to this update, in the order in which they apply. Raises WrongParent where one does not follow."""
         found = updates(self._log.read())
+        return self._deltas(resolve(id_or_name, found, self.where), found)
+
+    def _deltas(self, wanted: Update, found: Sequence[Update]) -> list[Delta]:
         deltas: list[Delta] = []
-        for update in self._ancestry(self._resolve(id_or_name, found), found):
+        for update in ancestry(wanted, found, self.where):
             delta = Delta.from_bytes(self._blobs.read(update.delta), where=update.delta[:12])
             if (deltas and deltas[-1].child != delta.parent) or (delta.parent, delta.child) != (update.base, update.child):
                 raise WrongParent(
@@ -235,46 +378,6 @@ class Registry:
             deltas.append(delta)
         return deltas
 
-    def _ancestry(self, update: Update, found: Sequence[Update]) -> list[Update]:
-        """The update and its ancestors, the oldest first."""
-        by_id = {one.id: one for one in found}
-        line = [update]
-        while line[-1].parent is not None:
-            parent = by_id.get(line[-1].parent)
-            # An id is a digest that covers its parent's, so a circle needs a broken sha256 or an edited log.
-            if parent is None or parent in line:
-                raise RegistryError(
-                    f"the parent of update {line[-1].id[:12]} is missing", where=self.where, then="See why: selectune verify"
-                )
-            line.append(parent)
-        return line[::-1]
-
     def _event(self, kind: str, actor: str) -> dict[str, Any]:
         utc = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {"utc": utc, "actor": actor, "kind": kind, "name": None, "subject": None}
-
-
-def _folder(folder: Path, *, create: bool) -> tuple[Log, Path]:
-    database = folder / _DATABASE
-    if create:
-        Blobs(folder / "blobs").create()
-    elif not database.is_file():
-        raise RegistryError("there is no registry here", where=str(folder), then="Record a run first: selectune run RECIPE --registry DIR")
-    return Log(sqlite_url(database.absolute(), create=create)), folder
-
-
-def _team(text: str) -> tuple[Log, Path]:
-    try:
-        url = sa.make_url(text)
-    except ArgumentError as error:
-        raise RegistryError(
-            f"{text[:80]!r} is no URL of a database", then="Use a folder, or postgresql+psycopg://host/database?blobs=FOLDER"
-        ) from error
-    if url.get_backend_name() != "postgresql":
-        raise NotYet(f"a registry at {url.drivername}://", then="Use a folder, or postgresql+psycopg://host/database?blobs=FOLDER")
-    blobs = url.query.get("blobs")
-    if not isinstance(blobs, str) or "://" in blobs:
-        raise RegistryError(
-            "the URL does not say in which local or shared folder the objects are", where=url.host, then="End it with ?blobs=FOLDER"
-        )
-    return Log(url.difference_update_query(["blobs"])), Path(blobs)

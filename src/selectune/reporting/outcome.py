@@ -14,6 +14,8 @@ HELD_OUT = "held_out_forgetting"
 METRICS: dict[str, tuple[str, str]] = {
     LEARNING: ("Target learning", "mean over skills: score right after a skill was taught, less the base's"),
     "target_forgetting": ("Target forgetting", "mean over skills but the last: score at the end, less the score right after it was taught"),
+    "backward_transfer": ("Backward transfer", "mean over skills but the last: score at the end, less the score right after it was taught"),
+    "forgetting_from_best": ("Forgetting from the best", "mean over skills but the last: score at the end, less the best since"),
     "target_overall": ("Target overall", "mean over skills: score at the end, less the base's"),
     HELD_OUT: ("Held-out forgetting", "mean over held-out tasks: score at the end, less the base's"),
     "worst_stage": ("Worst stage", "the stage with the lowest mean of held-out tasks, less the base's"),

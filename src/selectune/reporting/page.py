@@ -42,31 +42,29 @@ def render(results: Sequence[RunResult]) -> str:
     """The report's HTML."""
     if not results:
         raise InputError("a report needs a result", then="Give the result.json of a finished run.")
-    style, script = _asset("style.css"), _asset("page.js")
-    pictures = _Pictures(PICTURE_BYTES)
-    captions = _captions(results, pictures)
-    samples = _samples(results, pictures)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            results=results,
-            sentences=outcome.headline(results),
-            # Our own two files, not data, are the only markup that is passed in.
-            style=Markup(style),
-            script=Markup(script),
-            policy=_policy(style, script),
-            trade_off=figures.trade_off(results),
-            changes=figures.change_from_base(results),
-            numbers=figures.number_panels(results),
-            training=figures.training(results),
-            captions=captions,
-            samples=samples,
-            pictures=pictures,
-            document=readable_json(summary(list(results))),
-            recipes=[readable_json(result.recipe) for result in results],
-        )
+    pictures = Pictures(PICTURE_BYTES)
+    return render_page(
+        "report.html.j2",
+        results=results,
+        sentences=outcome.headline(results),
+        trade_off=figures.trade_off(results),
+        changes=figures.change_from_base(results),
+        numbers=figures.number_panels(results),
+        training=figures.training(results),
+        captions=_captions(results, pictures),
+        samples=_samples(results, pictures),
+        pictures=pictures,
+        document=readable_json(summary(list(results))),
+        recipes=[readable_json(result.recipe) for result in results],
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A template of ours with these values, the style sheet, the script and the policy that allows these two alone."""
+    style, script = _asset("style.css"), _asset("page.js")
+    # Our own two files, not data, are the only markup that is passed in.
+    ours = {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}
+    return _environment().get_template(template).render(**values, **ours)
 
 
 def readable_json(document: Any) -> str:
@@ -137,14 +135,15 @@ def metric_names(results: Sequence[RunResult]) -> list[str]:
     return known + [name for name in named if name not in outcome.METRICS]
 
 
-class _Pictures:
-    """Embeds pictures until the budget is spent, and counts what was left out."""
+class Pictures:
+    """Embeds pictures until the budget of bytes is spent, and counts what was left out."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.left_out = 0
 
     def take(self, url: PictureUrl) -> str | None:
+        """The picture, or None without one and beyond the budget."""
         if url is None:
             return None
         if len(url) > self.budget:
@@ -154,7 +153,7 @@ class _Pictures:
         return url
 
 
-def _captions(results: Sequence[RunResult], pictures: _Pictures) -> list[dict[str, Any]]:
+def _captions(results: Sequence[RunResult], pictures: Pictures) -> list[dict[str, Any]]:
     """Each picture once, with a row a stage and a cell a recipe; equal cells of a row are joined."""
     found: dict[str, list[CaptionedPicture | None]] = {}
     for index, result in enumerate(results):
@@ -176,7 +175,7 @@ def _same(cells: Sequence[StageCaption | None]) -> bool:
     return len(cells) > 1 and all(cell is not None and cell == cells[0] for cell in cells)
 
 
-def _samples(results: Sequence[RunResult], pictures: _Pictures) -> list[dict[str, Any]]:
+def _samples(results: Sequence[RunResult], pictures: Pictures) -> list[dict[str, Any]]:
     """The first changed samples of each recipe, task and way."""
     shown = []
     for style, result in enumerate(results):

@@ -144,6 +144,10 @@ class Rule(Document):
     method: str = ""
     needed: int | None = None
     """About how many samples would settle an undecided rule; None if it is settled, or no number would."""
+    planned: int | None = None
+    """How many samples the task has, where the gate might stop before the last; `n` of them were asked, in random order."""
+    noise: Real = None
+    """Mean distance of a sample's scores in two measurements of the base; None where that was not measured."""
 
 
 class Verdict(Document):
@@ -349,6 +353,8 @@ class RunResult(Document):
     tallies: tuple[Tally, ...] = ()
     changes: tuple[Change, ...] = ()
     recovery: Recovery | None = None
+    noise: dict[str, Estimate] = Field(default_factory=dict)
+    """By task: mean distance of a sample's scores in two measurements of the base, where the gate asked for it."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall-clock seconds by phase of the run: load, measure, train, …"""
     environment: dict[str, str] = Field(default_factory=dict)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from selectune.reporting import outcome, wording
 from selectune.reporting.result import Estimate, MatrixTable, RunResult, TaskInfo, UpdateInfo, Verdict
+from selectune.reporting.tables import plain_table
 
 _LOOKS = {"passed": ("✓", "green"), "failed": ("✕", "red"), "undecided": ("?", "yellow")}
 
@@ -25,7 +26,7 @@ def verdict_text(verdict: str | None) -> Text:
 
 def matrix_table(matrix: MatrixTable, tasks: Sequence[TaskInfo], *, title: str = "") -> Table:
     """Stages by tasks, each score with its interval; the count is in the heading, or in the cell where it differs by stage."""
-    table = _table(title)
+    table = plain_table(title=title)
     table.add_column("after stage", no_wrap=True)
     known = {task.name: task for task in tasks}
     for index, column in enumerate(matrix.columns):
@@ -51,9 +52,7 @@ def _score(task: TaskInfo, cell: Estimate, matrix: MatrixTable, column: str) -> 
 
 def metrics_table(metrics: Mapping[str, Estimate], *, title: str = "") -> Table:
     """Each metric in points (nats for log likelihoods) with its interval and count."""
-    table = _table(title)
-    for heading, justify in (("metric", "left"), ("points", "right"), ("95 % interval", "right"), ("n", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table = plain_table("metric", "points", "95 % interval", "n", title=title)
     for name, estimate in metrics.items():
         label = Text(_clean(outcome.metric_label(name)))
         if estimate.label:
@@ -65,7 +64,7 @@ def metrics_table(metrics: Mapping[str, Estimate], *, title: str = "") -> Table:
 def verdict_table(verdicts: Sequence[Verdict], tasks: Sequence[TaskInfo] = (), *, title: str = "") -> Table:
     """Every rule of every verdict with its numbers; `tasks` tell which changes are in nats."""
     nats = {task.name for task in tasks if task.kind == "perplexity"}
-    table = _table(title)
+    table = plain_table(title=title)
     for heading in ("skill", "rule", "task", "against"):
         table.add_column(heading, overflow="fold")
     for heading in ("change", "low", "bound", "n"):
@@ -84,7 +83,7 @@ def verdict_table(verdicts: Sequence[Verdict], tasks: Sequence[TaskInfo] = (), *
 
 def log_table(updates: Sequence[UpdateInfo], *, title: str = "") -> Table:
     """One line an update, in the order given."""
-    table = _table(title)
+    table = plain_table(title=title)
     for heading in ("update", "parent", "skill", "verdict", "names", "size", "created"):
         table.add_column(heading, no_wrap=heading in ("update", "parent", "verdict"), justify="right" if heading == "size" else "left")
     for update in updates:
@@ -118,10 +117,6 @@ def result_view(result: RunResult) -> RenderableType:
     if result.updates:
         parts.append(log_table(result.updates))
     return Group(*parts)
-
-
-def _table(title: str) -> Table:
-    return Table(title=_clean(title) or None, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
 
 
 def _clean(text: str) -> str:

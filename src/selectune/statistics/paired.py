@@ -1,17 +1,17 @@
-"""Old against new on the same items: McNemar, Tango's score test and interval, cluster-robust bounds, equivalence."""
+"""Old against new on the same items: McNemar, cluster-robust bounds, equivalence; right-or-wrong scores go to Tango's test."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import stats
 
 from selectune.errors import DataError, InputError
+from selectune.statistics.claims import Test, items_needed, largest
 from selectune.statistics.intervals import (
     Codes,
     Estimate,
@@ -26,8 +26,7 @@ from selectune.statistics.intervals import (
     mean,
     standard_error,
 )
-
-Outcome = Literal["passed", "failed", "undecided"]
+from selectune.statistics.tango import score_ends, score_interval, score_statistic, score_test
 
 FEW_CLUSTERS = 40
 """Below this many independent units a t interval leans on a normal mean that need not be there yet."""
@@ -36,38 +35,8 @@ SKEW_FACTOR = 25
 FEW_CHANGES = 10
 """With fewer changed units than this the spread of the differences says little about what larger samples would show."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Test:
-    """What the data say about a claim of the form "the mean change is above a bound"."""
-
-    __test__ = False  # pytest would otherwise collect it where a test module imports it
-
-    value: float
-    """The mean change that was seen."""
-    statistic: float
-    """Distance from the bound in standard errors; positive speaks for the claim."""
-    p: float
-    """One-sided: how often data speak for the claim at least this clearly when the change just equals the bound."""
-    passed: bool
-    """The claim is shown: the lower bound clears it."""
-    refuted: bool
-    """The opposite is shown: the upper bound lies below."""
-    low: float
-    """One-sided lower bound of the change at 1 - alpha."""
-    high: float
-    """One-sided upper bound of the change at 1 - alpha."""
-    n: int
-    """Items compared."""
-    method: str
-    """Which test, in words."""
-    needed: int | None
-    """Items that would settle it at the rates seen; None where it is settled, or where no number of items would."""
-
-    @property
-    def verdict(self) -> Outcome:
-        """Passed, failed or undecided."""
-        return "passed" if self.passed else "failed" if self.refuted else "undecided"
+WORST_CLUSTERS = 5
+"""Changed clusters that speak for the worst design effect, beside those that were seen."""
 
 
 def paired(differences: ArrayLike, clusters: Sequence[str] | None = None, *, level: float = 0.95) -> Estimate:
@@ -90,55 +59,12 @@ def mcnemar(lost: int, gained: int, *, method: Literal["mid-p", "exact"] = "mid-
     return min(1.0, both)
 
 
-def score_statistic(lost: float, gained: float, n: float, bound: float) -> float:
-    """Tango's score statistic of H0 "the share right changes by `bound`", -1 to 1; positive speaks for more, and `bound` 0 is McNemar's z.
-
-    Counts may be fractions (effective counts). Source: Tango (1998), Statistics in Medicine 17:891, with the share of lost items q under H0
-    as the larger root of 2n q^2 + B q + C = 0.
-    """
-    margin = -bound
-    b_term = -(lost + gained) - (2 * n - gained + lost) * margin
-    c_term = lost * margin * (1 + margin)
-    q = (math.sqrt(max(0.0, b_term**2 - 8 * n * c_term)) - b_term) / (4 * n)
-    variance = n * (2 * q - margin * (1 + margin))
-    distance = gained - lost + n * margin
-    if abs(distance) <= 1e-12 * n:
-        return 0.0
-    return math.copysign(math.inf, distance) if variance <= 0 else distance / math.sqrt(variance)
-
-
-def score_interval(lost: int, gained: int, n: int, *, level: float = 0.95) -> Estimate:
-    """The change in the share right, (gained - lost)/n, with Tango's score interval: all bounds that his test does not reject.
-
-    Raises InputError for counts that cannot be.
-    """
-    _check_counts(lost, gained, n)
-    low, high = _score_ends(lost, gained, n, check_level(level))
-    return Estimate(value=(gained - lost) / n, low=low, high=high, n=n, method="Tango")
-
-
-def noninferiority(lost: int, gained: int, n: int, margin: float, *, alpha: float = 0.05) -> Test:
-    """Tango's score test that the new model is not worse than the old by `margin`, on the same `n` items.
-
-    `lost` and `gained` count items that only the old or only the new model got right; `margin` is a share, 0.02 for two points.
-    With no discordant item a margin of two points still needs 133 items before it can pass. Source: Tango (1998), Stat. Med. 17:891.
-    Raises InputError for counts that cannot be, and for a margin outside 0..1.
-
-    >>> noninferiority(0, 0, 132, 0.02).verdict, noninferiority(0, 0, 133, 0.02).verdict
-    ('undecided', 'passed')
-    """
-    _check_counts(lost, gained, n)
-    if not 0 <= margin < 1:
-        raise InputError(f"a margin of {margin}", then="Give a share from 0 to 1, such as 0.02 for two points.")
-    return _score_test(lost, gained, n, -margin, check_alpha(alpha))
-
-
 def change(before: ArrayLike, after: ArrayLike, clusters: Sequence[str] | None = None, *, level: float = 0.95) -> Estimate:
     """The mean change of a score from `before` to `after`, item by item in the same order, with the interval that its kind of scores needs.
 
     - Right or wrong (0 or 1), no clusters: Tango's score interval.
     - Right or wrong in clusters: the wider of the cluster-robust t interval and Tango's at the effective number of items. The first alone
-      would call a perfectly silent update certain.
+      would call a perfectly silent update certain. The fewer clusters changed, the nearer that number is to one item for each cluster.
     - Anything else: t; with fewer than 40 independent units or skewed differences the wider of t and the BCa bootstrap over clusters.
       Where fewer than ten units changed at all and the scores lie in 0..1, at least the reach 1 - alpha^(1/G): what G units without a
       surprise leave unseen. An unbounded score has no such floor.
@@ -175,38 +101,54 @@ def paired_test(before: ArrayLike, after: ArrayLike, *, bound: float, alpha: flo
     if binary and not -1 < bound < 1:
         raise InputError(f"a bound of {bound} for a change in a share", then="Give a share between -1 and 1.")
     if binary and int(codes.max()) + 1 == n:
-        return _score_test(lost, gained, n, bound, alpha)
+        return score_test(lost, gained, n, bound, alpha)
     found = change(old, new, clusters, level=1 - 2 * alpha)
     error, groups = standard_error(differences, codes)
-    statistic = _studentized(found.value - bound, error)
+    z = _studentized(found.value - bound, error)
     freedom = max(groups - 1, 1)
-    needed = [_needed(n, statistic, float(stats.t.ppf(1 - alpha, freedom)))]
+    needed = [items_needed(n, z, float(stats.t.ppf(1 - alpha, freedom)))]
     if binary:
         share = _effective(differences, codes) / n
         score = score_statistic(lost * share, gained * share, n * share, bound)
-        statistic = min(statistic, score, key=abs)
-        needed.append(_needed(n, score, float(stats.norm.ppf(1 - alpha))))
+        z = min(z, score, key=abs)
+        needed.append(items_needed(n, score, float(stats.norm.ppf(1 - alpha))))
     elif _is_nearly_silent(old, new, codes):
         needed.append(_needed_unseen(found.value - bound, n / groups, alpha))
     settled = found.low > bound or found.high < bound
     return Test(
         value=found.value,
-        statistic=statistic,
-        p=float(stats.t.sf(statistic, freedom)),
+        z=z,
+        p_value=float(stats.t.sf(z, freedom)),
         passed=found.low > bound,
         refuted=found.high < bound,
         low=found.low,
         high=found.high,
         n=n,
         method=found.method,
-        needed=None if settled else _largest(needed, n),
+        needed=None if settled else largest(needed, n),
     )
+
+
+def p_value_of_change(before: ArrayLike, after: ArrayLike, clusters: Sequence[str] | None = None) -> float:
+    """The two-sided p value that the mean score did not change, item by item in the same order.
+
+    Right or wrong without clusters: McNemar's mid-p. Else that of `paired_test` at bound 0; where fewer than ten units changed, not less
+    than McNemar's mid-p of the units that fell and rose, as so few say little of their spread. Raises DataError for unequal lengths.
+    """
+    old, new, codes = _aligned(before, after, clusters)
+    sums = np.bincount(codes, new - old)
+    fell, rose = int((sums < -1e-12).sum()), int((sums > 1e-12).sum())
+    if is_binary(old) and is_binary(new) and int(codes.max()) + 1 == len(old):
+        return mcnemar(fell, rose)
+    test = paired_test(old, new, bound=0.0, clusters=clusters)
+    both = 2 * min(test.p_value, 1 - test.p_value)
+    return max(both, mcnemar(fell, rose)) if fell + rose < FEW_CHANGES else both
 
 
 def tost(differences: ArrayLike, epsilon: float, *, alpha: float = 0.05, clusters: Sequence[str] | None = None) -> Test:
     """Two one-sided tests that a mean shift is negligible: its interval at 1 - 2 alpha lies inside (-epsilon, epsilon).
 
-    Refuted when the interval lies wholly outside. `statistic` is the distance to the nearer limit in standard errors, `p` the larger of
+    Refuted when the interval lies wholly outside. `z` is the distance to the nearer limit in standard errors, `p_value` the larger of
     the two. Raises InputError unless epsilon is above 0. Source: Schuirmann (1987), J. Pharmacokinetics and Biopharmaceutics 15:657.
     """
     if epsilon <= 0:
@@ -215,20 +157,15 @@ def tost(differences: ArrayLike, epsilon: float, *, alpha: float = 0.05, cluster
     found = mean(numbers, clusters=clusters, level=1 - 2 * check_alpha(alpha))
     error, groups = standard_error(numbers, codes)
     freedom = max(groups - 1, 1)
-    statistic = _studentized(epsilon - abs(found.value), error)
+    z = _studentized(epsilon - abs(found.value), error)
     passed = -epsilon < found.low and found.high < epsilon
     refuted = found.low > epsilon or found.high < -epsilon
-    needed = None if passed or refuted else _largest([_needed(found.n, statistic, float(stats.t.ppf(1 - alpha, freedom)))], found.n)
-    p = float(stats.t.sf(statistic, freedom))
+    needed = None if passed or refuted else largest([items_needed(found.n, z, float(stats.t.ppf(1 - alpha, freedom)))], found.n)
+    p_value = float(stats.t.sf(z, freedom))
     return Test(
-        value=found.value, statistic=statistic, p=p, passed=passed, refuted=refuted, low=found.low, high=found.high, n=found.n,
+        value=found.value, z=z, p_value=p_value, passed=passed, refuted=refuted, low=found.low, high=found.high, n=found.n,
         method=f"TOST, {found.method}", needed=needed,
     )  # fmt: skip
-
-
-def _check_counts(lost: int, gained: int, n: int) -> None:
-    if n < 1 or lost < 0 or gained < 0 or lost + gained > n:
-        raise InputError(f"{lost} items lost and {gained} gained of {n}", then="Give counts of the same n items, n >= 1.")
 
 
 def _aligned(before: ArrayLike, after: ArrayLike, clusters: Sequence[str] | None) -> tuple[Floats, Floats, Codes]:
@@ -239,49 +176,27 @@ def _aligned(before: ArrayLike, after: ArrayLike, clusters: Sequence[str] | None
     return old, new, codes
 
 
-def _score_ends(lost: float, gained: float, n: float, level: float) -> tuple[float, float]:
-    z = float(stats.norm.ppf((1 + level) / 2))
-    value, edge = (gained - lost) / n, 1 - 1e-12
-
-    def distance(bound: float, reach: float) -> float:
-        return float(np.clip(score_statistic(lost, gained, n, bound), -1e9, 1e9)) - reach
-
-    low = -1.0 if value <= -edge else float(optimize.brentq(distance, -edge, value, args=(z,), xtol=1e-13))
-    high = 1.0 if value >= edge else float(optimize.brentq(distance, value, edge, args=(-z,), xtol=1e-13))
-    return low, high
-
-
-def _score_test(lost: int, gained: int, n: int, bound: float, alpha: float) -> Test:
-    statistic, limit = score_statistic(lost, gained, n, bound), float(stats.norm.ppf(1 - alpha))
-    low, high = _score_ends(lost, gained, n, 1 - 2 * alpha)
-    passed, refuted = statistic >= limit, statistic <= -limit
-    return Test(
-        value=(gained - lost) / n,
-        statistic=statistic,
-        p=float(stats.norm.sf(statistic)),
-        passed=passed,
-        refuted=refuted,
-        low=low,
-        high=high,
-        n=n,
-        method="Tango",
-        needed=None if passed or refuted else _largest([_needed(n, statistic, limit)], n),
-    )
-
-
 def _binary_change(differences: Floats, codes: Codes, clusters: Sequence[str] | None, level: float) -> Estimate:
     lost, gained, n = int((differences < 0).sum()), int((differences > 0).sum()), len(differences)
     if int(codes.max()) + 1 == n:
         return score_interval(lost, gained, n, level=level)
     share = _effective(differences, codes) / n
-    low, high = _score_ends(lost * share, gained * share, n * share, level)
+    low, high = score_ends(lost * share, gained * share, n * share, level)
     robust = mean(differences, clusters=clusters, level=level)
     method = f"Tango at {n * share:.1f} effective items and t, {int(codes.max()) + 1} clusters"
     return Estimate(value=robust.value, low=max(-1.0, min(low, robust.low)), high=min(1.0, max(high, robust.high)), n=n, method=method)
 
 
 def _effective(differences: Floats, codes: Codes) -> float:
-    return effective_n(differences, codes, float(differences.var()))
+    """How many independent items the clustered ones are worth: with few changed clusters the design effect is drawn to its worst.
+
+    It is seen on changed clusters alone, and few that happen to hold one change each would call the clusters harmless: at 500 items in
+    fours with 3 % changed, 9 % of updates at the margin would pass at alpha 0.05 (docs/reference/statistics.md).
+    """
+    n = len(differences)
+    changed = len(np.unique(codes[differences != 0]))
+    seen, worst = n / effective_n(differences, codes, float(differences.var())), n / effective_n(differences, codes, 0.0)
+    return n * (changed + WORST_CLUSTERS) / (changed * seen + WORST_CLUSTERS * worst)
 
 
 def _skewness(differences: Floats, codes: Codes) -> float:
@@ -309,18 +224,7 @@ def _studentized(distance: float, error: float) -> float:
     return 0.0 if distance == 0 else math.copysign(math.inf, distance)
 
 
-def _needed(n: int, statistic: float, limit: float) -> float:
-    """Items at which the statistic, which grows with the root of their number, reaches its limit on the side it is on; infinite at zero."""
-    return math.inf if statistic == 0 else n * (limit / statistic) ** 2
-
-
 def _needed_unseen(distance: float, cluster_size: float, alpha: float) -> float:
     if distance == 0:
         return math.inf
     return 0.0 if abs(distance) >= 1 else cluster_size * math.log(alpha) / math.log1p(-abs(distance))
-
-
-def _largest(needed: Sequence[float], n: int) -> int | None:
-    largest = max(needed)
-    # The rounding guard: 12.000000001 items are 12.
-    return max(n + 1, math.ceil(largest - 1e-9)) if math.isfinite(largest) else None

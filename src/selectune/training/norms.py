@@ -24,8 +24,8 @@ class LeanNorms:
     """A network's frozen RMS norms of the common kind, ``weight * (x / rms(x))`` worked out in fp32: the forward pass is the same bits."""
 
     def __init__(self, net: nn.Module) -> None:
-        places = (place.module for place in walk(net) if place.host is None)
-        self._norms = [module for module in places if class_name(module).endswith("RMSNorm") and _is_common(type(module))]
+        modules: list[Any] = [place.module for place in walk(net) if place.host is None]
+        self._norms = [module for module in modules if class_name(module).endswith("RMSNorm") and _is_common(type(module))]
 
     def __len__(self) -> int:
         return len(self._norms)
@@ -52,8 +52,9 @@ def _epsilon(norm: nn.Module) -> float | None:
 def _is_common(kind: type[nn.Module]) -> bool:
     """Whether norms of this class are the function below, bit for bit, in fp32 and in bf16."""
     size = 48
+    build: Any = kind
     try:
-        norm: Any = kind(size)  # type: ignore[call-arg]  # transformers' take the size first
+        norm: Any = build(size)  # transformers' take the size first
     except TypeError:
         return False
     epsilon = _epsilon(norm)

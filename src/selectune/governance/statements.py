@@ -1,0 +1,113 @@
+"""What people sign of an update: that it is theirs, that it is approved, that it is revoked."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from selectune.errors import StaleApproval, WrongMeaning
+from selectune.governance.documents import Digest, Document, Envelope, Printed, Utc, now_text, seal
+from selectune.governance.keys import PrivateKey
+from selectune.governance.policy import Policy, Role, Signer
+
+__all__ = ["Approval", "Revocation", "approve", "check_approval", "check_revocation", "meaning", "revoke"]
+
+_MEANINGS = {"author": "submitted for", "approver": "approved for"}
+
+
+class Approval(Document):
+    """The signature below an update."""
+
+    kind: ClassVar[str] = "approval"
+
+    name: Printed
+    """The signer's, as the policy prints it."""
+    role: Literal["author", "approver"]
+    meaning: Printed
+    """"approved for production", "submitted for production"."""
+    utc: Utc
+    update: Digest
+    record: Digest
+    """The update's record: its id, the gate's word, and the digests of the delta and of every attached measurement."""
+
+
+class Revocation(Document):
+    """The end of an update."""
+
+    kind: ClassVar[str] = "revocation"
+
+    name: Printed
+    role: Literal["approver", "admin"]
+    reason: Printed
+    utc: Utc
+    update: Digest
+    record: Digest
+
+
+def meaning(role: str, name: str) -> str:
+    """What a signature in a role says about a name: "approved for production"."""
+    return f"{_MEANINGS[role]} {name}"
+
+
+def holder_name(policy: Policy, key: PrivateKey) -> str:
+    """The printed name of the person who has this key. What is signed under it is checked as everybody else's."""
+    return next((person.name for known, person in policy.holders() if known.id == key.public.id), "not in the policy")
+
+
+def approve(policy: Policy, key: PrivateKey, said: tuple[Role, str], *, update: str, record: str, now: datetime) -> Envelope:
+    """An approval, signed; `said` is the role and the name that it is for."""
+    role, name = said
+    document = Approval.model_validate(
+        {
+            "name": holder_name(policy, key),
+            "role": role,
+            "meaning": meaning(role, name),
+            "utc": now_text(now),
+            "update": update,
+            "record": record,
+        }
+    )
+    return seal(document, key)
+
+
+def revoke(policy: Policy, key: PrivateKey, reason: str, *, update: str, record: str, now: datetime) -> Envelope:
+    """A revocation, signed as approver by one who is, else as admin."""
+    holder = next((person for known, person in policy.holders() if known.id == key.public.id), None)
+    role = "approver" if holder is not None and "approver" in holder.roles else "admin"
+    name = holder.name if holder is not None else "not in the policy"
+    fields = {"name": name, "role": role, "reason": reason, "utc": now_text(now), "update": update, "record": record}
+    return seal(Revocation.model_validate(fields), key)
+
+
+def check_approval(policy: Policy, envelope: Envelope, *, update: str, record: str, where: str) -> tuple[Approval, Signer]:
+    """The approval and who gave it, checked against the policy, the update and its record of today.
+
+    Raises what `Policy.signer` raises, WrongMeaning for an approval of another update, StaleApproval for another record.
+    """
+    found = envelope.read(Approval, where)
+    signer = policy.signer(envelope, (found.role,), where=where)
+    _check_target(found, signer, update=update, record=record, where=where)
+    return found, signer
+
+
+def check_revocation(policy: Policy, envelope: Envelope, *, update: str, record: str, where: str) -> tuple[Revocation, Signer]:
+    """The revocation and who signed it, checked in the same way."""
+    found = envelope.read(Revocation, where)
+    signer = policy.signer(envelope, (found.role,), where=where)
+    _check_target(found, signer, update=update, record=record, where=where)
+    return found, signer
+
+
+def _check_target(found: Approval | Revocation, signer: Signer, *, update: str, record: str, where: str) -> None:
+    if found.name != signer.person.name:
+        raise WrongMeaning(f"it is signed as {found.name}, with a key of {signer.person.name}", where=where, then="Sign it again.")
+    if found.update != update:
+        raise WrongMeaning(
+            f"it is for update {found.update[:12]}, not {update[:12]}", where=where, then="Sign this update: selectune approve ID"
+        )
+    if found.record != record:
+        raise StaleApproval(
+            f"the record was {found.record[:12]} when {found.name} signed it, and is {record[:12]} now",
+            where=where,
+            then="Find out who changed it: selectune verify. Then let the update as it is be signed.",
+        )
