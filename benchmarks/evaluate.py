@@ -41,7 +41,7 @@ import torch
 from selectune.delta import Delta, applied, capture
 from selectune.evaluation import Suite, Task, evaluate, trial
 from selectune.evaluation.asking import Shared
-from selectune.evaluation.evaluator import evaluate_versions
+from selectune.evaluation.evaluator import evaluate_versions, in_turn
 from selectune.models import Model, load
 from selectune.network import parameters
 from selectune.recipe import Data
@@ -196,9 +196,9 @@ def run_stages(name: str, race: Race, versions: Mapping[str, tuple[Delta, ...]],
     """One round of five stages, in both ways; every sample's answer and score is compared."""
     begin = time.perf_counter()
     separate = {}
-    for stage, chain in versions.items():
+    for stage, updated in in_turn(race.model, versions):
         forget(race)
-        separate |= evaluate_versions(race.model, {stage: chain}, race.suite, batch=race.batch, shared=race.shared)
+        separate[stage] = evaluate(updated, race.suite, stage=stage, batch=race.batch, shared=race.shared)
     middle = time.perf_counter()
     trial.forget(race.model.net)
     together = evaluate_versions(race.model, versions, race.suite, batch=race.batch)

@@ -3,8 +3,8 @@
     python -m venv /tmp/mergekit && /tmp/mergekit/bin/pip install mergekit==0.1.5
     /tmp/mergekit/bin/python scripts/record_mergekit.py tests/recorded/mergekit.json
 
-Runs in mergekit's own environment, which needs other versions than selectune's. The checkpoints are bf16; mergekit is told to compute in fp32
-and to round once, as selectune does. Only two of the tensors are kept.
+Runs in an environment of its own, as mergekit needs other versions than selectune. The checkpoints are bf16; mergekit is told to compute
+in fp32 and to round once, as selectune does. Only two of the tensors are kept.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 KEPT = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight")
-METHODS = {
+# mergekit rescales what dare leaves to the old l1 norm, not by 1 / (1 - p) as the paper does: recorded without, to compare the rest.
+METHODS: dict[str, dict[str, object]] = {
     "linear": {"merge_method": "linear", "weights": (0.5, 0.5)},
     "task_arithmetic": {"merge_method": "task_arithmetic", "weights": (0.7, 0.4)},
     "ties": {"merge_method": "ties", "weights": (1.0, 1.0), "density": 0.3},
     "ties_weighted": {"merge_method": "ties", "weights": (1.0, 0.5), "density": 0.5},
-    "dare": {"merge_method": "dare_linear", "weights": (0.5, 0.5), "density": 0.4},
+    "dare": {"merge_method": "dare_linear", "weights": (0.5, 0.5), "density": 0.4, "rescale": False},
     "dare_keeping_all": {"merge_method": "dare_linear", "weights": (0.7, 0.4), "density": 1.0},
 }
 
@@ -56,11 +57,12 @@ def merged(folder: Path, settings: dict[str, object]) -> dict[str, torch.Tensor]
     settings = dict(settings)
     weights = settings.pop("weights")
     method = settings.pop("merge_method")
+    shared = {"parameters": {"rescale": settings.pop("rescale")}} if "rescale" in settings else {}
     models: list[dict[str, object]] = [
         {"model": str(folder / name), "parameters": {"weight": weight, **settings}}
         for name, weight in zip("ab", weights, strict=True)  # type: ignore[arg-type]
     ]
-    config: dict[str, object] = {"merge_method": method, "models": models, "dtype": "float32", "out_dtype": "bfloat16"}
+    config: dict[str, object] = {"merge_method": method, "models": models, "dtype": "float32", "out_dtype": "bfloat16", **shared}
     if method != "linear":
         config["base_model"] = str(folder / "base")
     out = folder / "out"

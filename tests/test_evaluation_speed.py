@@ -14,11 +14,12 @@ from transformers import JambaConfig, JambaForCausalLM, MistralConfig, MistralFo
 
 from evaluation_fixtures import llama, llava, picture, questions, record, records, text, tokenizer
 from selectune.delta import Delta, applied
-from selectune.evaluation import Suite, Task, evaluate, writing
+from selectune.evaluation import Suite, Task, evaluate, evaluator, writing
 from selectune.evaluation.asking import Shared, asker
-from selectune.evaluation.evaluator import evaluate_versions
+from selectune.evaluation.evaluator import evaluate_versions, in_turn
 from selectune.evaluation.plans import groups, waves
 from selectune.evaluation.undisturbed import undisturbed
+from selectune.hashing import manifest
 from selectune.models import Model, assemble
 from selectune.records import Encoded, Message, Picture, Records
 from selectune.training import FeatureCache, Session, train
@@ -220,6 +221,20 @@ def _applied(model: Model, chain: tuple[Delta, ...]) -> Iterator[Model]:
         for delta in chain:
             version = stack.enter_context(applied(version, delta))
         yield version
+
+
+def test_versions_in_turn_keep_what_neighbours_share_and_end_where_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    versions, _ = _versions(model, 2)
+    order = {name: versions[name] for name in ("stage 0", "stage 1", "base")} | {"again": versions["stage 1"]}
+    put_on: list[str] = []
+    plain = evaluator.applied
+    monkeypatch.setattr(evaluator, "applied", lambda net, delta: put_on.append(delta.child) or plain(net, delta))
+    ids = {stage: version.id for stage, version in in_turn(model, order)}
+    first, second = (delta.child for delta in versions["stage 1"])
+    assert ids == {"stage 0": first, "stage 1": second, "base": model.id, "again": second}
+    assert put_on == [first, second, first, second], "the first stays on for the second"
+    assert manifest(model.net).id == model.id
 
 
 def test_a_frozen_layer_that_changed_is_computed_again() -> None:

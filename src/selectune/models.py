@@ -270,7 +270,7 @@ def _from_pretrained(source: str, name: str, dtype: str, device: str | None) -> 
     import torch
     from transformers import AutoProcessor
 
-    net = _network(source, name, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    net: Any = _network(source, name, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     try:
         processor = AutoProcessor.from_pretrained(source)
     except build_failures() as error:

@@ -69,8 +69,8 @@ def _folded(chosen: Sequence[str], order: Sequence[str]) -> list[str]:
     for holed, indices in patterns.items():
         place, _, rest = holed.partition("\0")
         found.setdefault((place, "*" if indices == everything[holed] else _spans(indices)), []).append(rest)
-    for (place, indices), rests in found.items():
-        before = f"{place}.*" if indices == "*" else f"{place}[{indices}]"
+    for (place, taken), rests in found.items():
+        before = f"{place}.*" if taken == "*" else f"{place}[{taken}]"
         under = [rest for holed in everything if holed.startswith(f"{place}\0") for rest in [holed.partition("\0")[2]]]
         plain += [f"{before}{rest}" for rest in _rests(rests, under)]
     return plain

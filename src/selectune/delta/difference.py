@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ from selectune.components.slices import Region, elements_of, region_shape, views
 from selectune.components.spectra import matrix_of
 from selectune.delta.bits import torch_dtype
 from selectune.delta.format import Delta, Touched
-from selectune.delta.values import Read, checked, child_of, shift
+from selectune.delta.values import Read, checked, child_of, regions_of, shift
 from selectune.errors import InputError
 
 __all__ = ["Difference", "Numbers", "Row", "difference"]
 
 SPECTRUM = 64
 """Singular values kept of each spectrum."""
+_CHUNK = 1 << 22
+"""Elements of a tensor that are summed at once."""
 Place = tuple[str, Region | None]
 """A component's name, and its region of a tensor."""
 
@@ -113,7 +116,7 @@ def difference(
     """What lies between the model that `to_a` leads to and the one that `to_b` does, from one model; either may be empty.
 
     `read` gives the tensors of that model; without it bits alone are compared. Spectra are computed of the `spectra` components that moved
-    farthest, as each takes seconds in a large model, and `top` is the share of the `k` largest. Two tensors are in memory at a time. Raises
+    farthest, as each takes seconds in a large model, and `top` is the share of the `k` largest. One tensor at a time is in memory, a few times over. Raises
     InputError where both are empty or do not begin at one model, WrongParent where `read` gives something else.
     """
     begins = {deltas[0].parent for deltas in (to_a, to_b) if deltas}
@@ -160,8 +163,6 @@ def _ordered(touched: Mapping[str, Touched], components: ComponentMap | None) ->
 
 def _allowed(name: str, one: Touched, deltas: Sequence[Delta]) -> int:
     """How many elements of a tensor any of the deltas may have moved."""
-    from selectune.delta.values import regions_of
-
     return sum(elements_of(one.shape, region) for region in regions_of(deltas, name))
 
 
@@ -182,11 +183,17 @@ class _Pair:
         is_real = torch_dtype(one.dtype).is_floating_point
         return cls(name=name, shape=one.shape, bits_a=bits_a, bits_b=bits_b, start=start if is_real else None)
 
-    def values(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The common model's, A's and B's, in fp32, or fp64 as they are."""
+    @cached_property
+    def a(self) -> Tensor:
+        """A's tensor."""
         assert self.start is not None
-        kind = torch.float64 if self.start.dtype == torch.float64 else torch.float32
-        return self.start.to(kind), child_of(self.start, self.bits_a).to(kind), child_of(self.start, self.bits_b).to(kind)
+        return child_of(self.start, self.bits_a)
+
+    @cached_property
+    def b(self) -> Tensor:
+        """B's tensor."""
+        assert self.start is not None
+        return child_of(self.start, self.bits_b)
 
     def row(self, place: Place) -> Row:
         label, region = place
@@ -220,13 +227,16 @@ class _Sums:
         """Adds a tensor, or a region of it."""
         if pair.start is None:
             return
-        for start, a, b in zip(*(views(tensor, region) for tensor in pair.values()), strict=True):
-            start, a, b = start.double(), a.double(), b.double()
-            self.between += float((b - a).square().sum())
-            self.of_a += float(a.square().sum())
-            self.from_a += float((a - start).square().sum())
-            self.from_b += float((b - start).square().sum())
-            self.product += float(((a - start) * (b - start)).sum())
+        for parts in zip(*(views(tensor, region) for tensor in (pair.start, pair.a, pair.b)), strict=True):
+            for start, a, b in zip(*(part.reshape(-1).split(_CHUNK) for part in parts), strict=True):
+                self._add(start.double(), a.double(), b.double())
+
+    def _add(self, start: Tensor, a: Tensor, b: Tensor) -> None:
+        self.between += float((b - a).square().sum())
+        self.of_a += float(a.square().sum())
+        self.from_a += float((a - start).square().sum())
+        self.from_b += float((b - start).square().sum())
+        self.product += float(((a - start) * (b - start)).sum())
 
     def numbers(self) -> Numbers:
         """Norms and cosine."""
@@ -258,8 +268,7 @@ def _with_spectrum(
     if (row.parameter, row.slice) not in chosen:
         return replace(row, note="others moved farther: no spectrum computed")
     pair = _Pair.of(row.parameter, touched[row.parameter], sides, read(row.parameter))
-    _, a, b = pair.values()
-    matrix = matrix_of(b - a, row.slice)
+    matrix = matrix_of(pair.b.double() - pair.a.double(), row.slice)
     if matrix is None:
         return replace(row, note="a vector: no spectrum")
     squares = torch.linalg.svdvals(matrix).double().square()

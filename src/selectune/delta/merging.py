@@ -78,8 +78,8 @@ class Ties:
         return torch.where(total != 0, torch.where(agree, scaled, 0).sum(0) / torch.where(total != 0, total, 1), 0)
 
     def _trimmed(self, difference: Tensor, elements: int) -> Tensor:
-        """The largest of `elements` differences; of equal ones the first."""
-        keep = int(self.density * elements)
+        """The largest of `elements` differences, at least one; of equal ones the first."""
+        keep = max(1, int(self.density * elements))
         flat = difference.reshape(-1)
         kept = torch.argsort(flat.abs(), descending=True, stable=True)[:keep]
         result = torch.zeros_like(flat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,13 +93,25 @@ def evaluate_versions(
         shapes = {name: model.map.shapes[name] for name in touched}
         shared = Shared(selection=Selection(patterns=(), components=components, full_shapes=shapes) if components else None)
     found = {}
-    for stage, chain in versions.items():
-        with ExitStack() as stack:
-            version = model
-            for delta in chain:
-                version = stack.enter_context(applied(version, delta))
-            found[stage] = evaluate(version, suite, stage=stage, batch=batch, progress=progress, shared=shared)
+    for stage, version in in_turn(model, versions):
+        found[stage] = evaluate(version, suite, stage=stage, batch=batch, progress=progress, shared=shared)
     return found
+
+
+def in_turn(model: Model, versions: Mapping[str, Sequence[Delta]]) -> Iterator[tuple[str, Model]]:
+    """The versions one after another, in the one network; deltas that two neighbours share stay on between them."""
+    on: list[tuple[Delta, Model, ExitStack]] = []
+    try:
+        for stage, chain in versions.items():
+            while [(delta.parent, delta.child) for delta, _, _ in on] != [(delta.parent, delta.child) for delta in chain[: len(on)]]:
+                on.pop()[2].close()
+            for delta in chain[len(on) :]:
+                stack = ExitStack()
+                on.append((delta, stack.enter_context(applied(on[-1][1] if on else model, delta)), stack))
+            yield stage, on[-1][1] if on else model
+    finally:
+        while on:
+            on.pop()[2].close()
 
 
 def environment(model: Model, batch: int) -> dict[str, str]:

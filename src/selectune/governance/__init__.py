@@ -8,7 +8,7 @@ from selectune.governance.documents import Document, Envelope, seal
 from selectune.governance.heads import SignedHead, Witness, read_head, verify_head
 from selectune.governance.keys import PrivateKey, PublicKey, key_folder, new_key, public_path, read_private, read_public
 from selectune.governance.policy import Person, Policy, Rule, check_successor
-from selectune.governance.statements import Approval, Revocation, approve, check_approval, check_revocation, meaning, revoke
+from selectune.governance.statements import Approval, Revocation, Target, approve, check_approval, check_revocation, meaning, revoke
 
 __all__ = [
     "Approval",
@@ -22,6 +22,7 @@ __all__ = [
     "Rule",
     "Signed",
     "SignedHead",
+    "Target",
     "Witness",
     "approve",
     "check_approval",

@@ -101,8 +101,8 @@ def new_key(name: str, folder: Path, kind: Kind = "ed25519", *, passphrase: byte
 
     if not _NAME.match(name):
         raise KeyFileError(f"{name[:80]!r} cannot be the name of a key", then="Use letters, digits, `_`, `.` and `-`, at most 64.")
-    curves = {"p256": ec.SECP256R1, "p384": ec.SECP384R1, "p521": ec.SECP521R1}
-    key = ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(curves[kind]())
+    curves = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1(), "p521": ec.SECP521R1()}
+    key = ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(curves[kind])
     hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)
     made = PrivateKey(public=_described(key.public_key()), _key=key)
@@ -179,8 +179,8 @@ def _ecdsa(kind: Kind) -> ec.ECDSA:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    by_kind = {"p256": hashes.SHA256, "p384": hashes.SHA384, "p521": hashes.SHA512}
-    return ec.ECDSA(by_kind[kind]())
+    by_kind = {"p256": hashes.SHA256(), "p384": hashes.SHA384(), "p521": hashes.SHA512()}
+    return ec.ECDSA(by_kind[kind])
 
 
 def _read(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ from selectune.governance.documents import Digest, Document, Envelope, Printed, 
 from selectune.governance.keys import PrivateKey
 from selectune.governance.policy import Policy, Role, Signer
 
-__all__ = ["Approval", "Revocation", "approve", "check_approval", "check_revocation", "meaning", "revoke"]
+__all__ = ["Approval", "Revocation", "Target", "approve", "check_approval", "check_revocation", "meaning", "revoke"]
 
 _MEANINGS = {"author": "submitted for", "approver": "approved for"}
 
@@ -44,6 +45,14 @@ class Revocation(Document):
     record: Digest
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """An update as it is today, which is what is signed and checked."""
+
+    update: str
+    record: str
+
+
 def meaning(role: str, name: str) -> str:
     """What a signature in a role says about a name: "approved for production"."""
     return f"{_MEANINGS[role]} {name}"
@@ -54,7 +63,7 @@ def holder_name(policy: Policy, key: PrivateKey) -> str:
     return next((person.name for known, person in policy.holders() if known.id == key.public.id), "not in the policy")
 
 
-def approve(policy: Policy, key: PrivateKey, said: tuple[Role, str], *, update: str, record: str, now: datetime) -> Envelope:
+def approve(policy: Policy, key: PrivateKey, said: tuple[Role, str], target: Target, now: datetime) -> Envelope:
     """An approval, signed; `said` is the role and the name that it is for."""
     role, name = said
     document = Approval.model_validate(
@@ -63,51 +72,51 @@ def approve(policy: Policy, key: PrivateKey, said: tuple[Role, str], *, update: 
             "role": role,
             "meaning": meaning(role, name),
             "utc": now_text(now),
-            "update": update,
-            "record": record,
+            "update": target.update,
+            "record": target.record,
         }
     )
     return seal(document, key)
 
 
-def revoke(policy: Policy, key: PrivateKey, reason: str, *, update: str, record: str, now: datetime) -> Envelope:
+def revoke(policy: Policy, key: PrivateKey, reason: str, target: Target, now: datetime) -> Envelope:
     """A revocation, signed as approver by one who is, else as admin."""
     holder = next((person for known, person in policy.holders() if known.id == key.public.id), None)
     role = "approver" if holder is not None and "approver" in holder.roles else "admin"
     name = holder.name if holder is not None else "not in the policy"
-    fields = {"name": name, "role": role, "reason": reason, "utc": now_text(now), "update": update, "record": record}
+    fields = {"name": name, "role": role, "reason": reason, "utc": now_text(now), "update": target.update, "record": target.record}
     return seal(Revocation.model_validate(fields), key)
 
 
-def check_approval(policy: Policy, envelope: Envelope, *, update: str, record: str, where: str) -> tuple[Approval, Signer]:
+def check_approval(policy: Policy, envelope: Envelope, target: Target, *, where: str) -> tuple[Approval, Signer]:
     """The approval and who gave it, checked against the policy, the update and its record of today.
 
     Raises what `Policy.signer` raises, WrongMeaning for an approval of another update, StaleApproval for another record.
     """
     found = envelope.read(Approval, where)
     signer = policy.signer(envelope, (found.role,), where=where)
-    _check_target(found, signer, update=update, record=record, where=where)
+    _check_target(found, signer, target, where)
     return found, signer
 
 
-def check_revocation(policy: Policy, envelope: Envelope, *, update: str, record: str, where: str) -> tuple[Revocation, Signer]:
+def check_revocation(policy: Policy, envelope: Envelope, target: Target, *, where: str) -> tuple[Revocation, Signer]:
     """The revocation and who signed it, checked in the same way."""
     found = envelope.read(Revocation, where)
     signer = policy.signer(envelope, (found.role,), where=where)
-    _check_target(found, signer, update=update, record=record, where=where)
+    _check_target(found, signer, target, where)
     return found, signer
 
 
-def _check_target(found: Approval | Revocation, signer: Signer, *, update: str, record: str, where: str) -> None:
+def _check_target(found: Approval | Revocation, signer: Signer, target: Target, where: str) -> None:
     if found.name != signer.person.name:
         raise WrongMeaning(f"it is signed as {found.name}, with a key of {signer.person.name}", where=where, then="Sign it again.")
-    if found.update != update:
+    if found.update != target.update:
         raise WrongMeaning(
-            f"it is for update {found.update[:12]}, not {update[:12]}", where=where, then="Sign this update: selectune approve ID"
+            f"it is for update {found.update[:12]}, not {target.update[:12]}", where=where, then="Sign this update: selectune approve ID"
         )
-    if found.record != record:
+    if found.record != target.record:
         raise StaleApproval(
-            f"the record was {found.record[:12]} when {found.name} signed it, and is {record[:12]} now",
+            f"the record was {found.record[:12]} when {found.name} signed it, and is {target.record[:12]} now",
             where=where,
             then="Find out who changed it: selectune verify. Then let the update as it is be signed.",
         )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from selectune.errors import ModelError, NotYet
@@ -45,19 +46,22 @@ class AdapterTensors:
         self._base, self._where = base, f"adapter {folder}"
         self._settings = _settings(folder, self._where)
         slots = slots_of(folder, WEIGHTS)
-        modules = {place.path: place.module for place in walk(base.net)}
         self._matrices: dict[str, dict[str, Tensor]] = {}
         strange = []
         for name in slots:
             match = _MATRIX.match(name.removeprefix(_PREFIX))
-            if match is None or not name.startswith(_PREFIX) or f"{match['module']}.weight" not in base.manifest:
+            weight = f"{match['module']}.weight" if match else name.removeprefix(_PREFIX).replace(".base_layer.weight", ".weight")
+            if not name.startswith(_PREFIX) or weight not in base.manifest:
                 strange.append(name)
-            else:
-                self._matrices.setdefault(f"{match['module']}.weight", {})[match["which"]] = read_slot(folder, slots[name], name)
+            elif match is not None:
+                self._matrices.setdefault(weight, {})[match["which"]] = read_slot(folder, slots[name], name)
+            elif not torch.equal(read_slot(folder, slots[name], name).float(), base.read(weight).float()):
+                strange.append(name)  # PEFT saves embeddings along, of which only unchanged ones are the base's
         if strange:
             shown = ", ".join(name[:120] for name in strange[:3])
-            what = f"{len(strange)} of its {len(slots)} tensors belong to no weight of the base: {shown}"
-            raise ModelError(what, where=self._where, then="Give the base that it was trained on.")
+            what = f"{len(strange)} of its {len(slots)} tensors belong to no weight of the base, or are another one: {shown}"
+            raise ModelError(what, where=self._where, then="Give the base that it was trained on, with the vocabulary that it had.")
+        modules = {place.path: place.module for place in walk(base.net)}
         self._modules = {name: modules[name.rpartition(".")[0]] for name in self._matrices}
         if half := sorted(name for name, pair in self._matrices.items() if len(pair) != 2):
             raise ModelError(f"it has one of the two matrices for {half[0]}", where=self._where, then="Save the adapter again.")

@@ -210,5 +210,6 @@ def _measured(update: Update) -> Mapping[tuple[str, str, str], Side]:
 
 
 def _side(row: Mapping[str, Any]) -> Side:
+    """The numbers of one row; what is none is left out."""
     value, low, high = (float(one) if isinstance(one := row.get(key), int | float) else None for key in ("value", "low", "high"))
     return Side(value=value, low=low, high=high, n=int(row.get("n") or 0), verdict=str(row.get("verdict") or ""))

@@ -176,7 +176,7 @@ def _opened(folder: Path, base: Tensors) -> FolderTensors:
 
 def _copies(other: FolderTensors) -> Mapping[str, str]:
     """Copies of tied tensors that the files hold under their other names, by the files' names: which one they are copies of."""
-    found = {}
+    found: dict[str, str] = {}
     for first, aliases in other.plan.aliases.items():
         held = list(other.places(first).values())
         for alias in aliases:

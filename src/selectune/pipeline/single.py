@@ -64,7 +64,7 @@ def measure_suite(
 
 
 def kept_tasks(progress: Progress, *, out: Path = OUT, fresh: bool = False) -> Kept | None:
-    """The tasks that were measured in the folder of runs `out`, by these or since; `fresh` measures them again. None without that folder."""
+    """Tasks that were measured in the folder of runs `out`; `fresh` measures them again. None without that folder."""
     return Kept(folder=out / MEASUREMENTS / TASKS, fresh=fresh, say=progress.say) if out.is_dir() else None
 
 

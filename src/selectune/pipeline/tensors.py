@@ -70,8 +70,10 @@ def open_tensors(name: str) -> Tensors:
     folder = weight_folder(name)
     if folder is None or not has_weights(folder):
         return LoadedTensors(load(name))
-    check_folder(folder)
-    found = FolderTensors(outline(str(folder), name), folder, read_slots(folder), name)
+    given = Path(name).expanduser()
+    if given.is_dir():  # as `load` does: of a hub id, transformers' own cache is trusted
+        check_folder(folder)
+    found = FolderTensors(outline(str(given) if given.is_dir() else name, name), folder, read_slots(folder), name)
     return LoadedTensors(load(name)) if found.lacking else found
 
 

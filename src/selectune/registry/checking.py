@@ -157,11 +157,10 @@ def _names(events: Sequence[Event], known: set[str]) -> Iterable[Problem]:
 
 
 def _people(events: Sequence[Event], updates: Sequence[Update], signed: Standing) -> Iterable[Problem]:
-    kinds = {event.seq: event.kind for event in events}
     # A key that was revoked later is no sign of a change: it shows at the names that hang on it.
-    for seq, fault in signed.faults:
-        if not isinstance(fault, RevokedKey):
-            yield Problem(kind=kinds[seq], subject=str(seq), text=f"{type(fault).__name__}: {fault.what}")
+    for fault in signed.faults:
+        if not isinstance(fault.error, RevokedKey):
+            yield Problem(kind=fault.kind, subject=str(fault.seq), text=f"{type(fault.error).__name__}: {fault.error.what}")
     known = {update.id: update for update in updates}
     for name, id_ in pointers(events).items():
         try:

@@ -26,7 +26,7 @@ from selectune.registry.lineage import moves, pointers, targets, updates
 from selectune.registry.looks import KIND, Look, check_budget, looks
 from selectune.registry.places import folder, team
 from selectune.registry.signing import Admitted, check_kept, check_now, check_witnessed, policy_event, signed_event
-from selectune.registry.standing import Standing, record_of, standing
+from selectune.registry.standing import Standing, standing, target_of
 from selectune.registry.update import Move, Update, check_attachment, check_name
 
 __all__ = ["Registry"]
@@ -240,8 +240,7 @@ class Registry:
         RevokedKey, RevokedVersion, RegistryError without a policy.
         """
         update, policy = self.show(id_or_name), self._policy()
-        about = {"update": update.id, "record": record_of(update), "now": self._clock()}
-        envelope = statements.approve(policy, key, (role, check_name(name)), **about)
+        envelope = statements.approve(policy, key, (role, check_name(name)), target_of(update), self._clock())
         self.record(envelope)
         return envelope
 
@@ -263,8 +262,7 @@ class Registry:
                 "the policy wants revocations signed", where=self.where, then="Give the key of an approver or admin: --key KEY"
             )
         else:
-            about = {"update": update.id, "record": record_of(update), "now": self._clock()}
-            self.record(statements.revoke(signed.policy, key, reason, **about))
+            self.record(statements.revoke(signed.policy, key, reason, target_of(update), self._clock()))
 
     def _policy(self) -> Policy:
         policy = self.standing().policy

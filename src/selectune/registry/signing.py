@@ -15,7 +15,7 @@ from selectune.governance.policy import Policy, check_successor
 from selectune.governance.statements import Approval, Revocation, check_approval, check_revocation
 from selectune.registry.checking import Problem, check_chain, demand
 from selectune.registry.events import Event, Head
-from selectune.registry.standing import Standing, check_clock, own_approval, record_of
+from selectune.registry.standing import Standing, check_clock, own_approval, target_of
 from selectune.registry.update import Update
 
 __all__ = ["Admitted", "check_kept", "check_now", "policy_event", "signed_event"]
@@ -88,9 +88,9 @@ def signed_event(envelope: Envelope, standing: Standing, found: Sequence[Update]
     event: dict[str, Any] = {"actor": said.name, "subject": update.id, "body": {"signed": envelope.to_json()}}
     where = f"update {update.id[:12]}"
     if isinstance(said, Revocation):
-        check_revocation(policy, envelope, update=update.id, record=record_of(update), where=where)
+        check_revocation(policy, envelope, target_of(update), where=where)
         return {**event, "kind": "revoke"}
-    check_approval(policy, envelope, update=update.id, record=record_of(update), where=where)
+    check_approval(policy, envelope, target_of(update), where=where)
     check_clock(at(said.utc), now, policy, where)
     standing.demand_alive(update.id)
     _check_separate(said, standing, update, policy)

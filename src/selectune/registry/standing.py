@@ -14,18 +14,17 @@ from selectune.errors import (
     RevokedKey,
     RevokedVersion,
     SelectuneError,
-    StaleApproval,
     VerdictRefused,
     WrongMeaning,
 )
 from selectune.governance.documents import Envelope, at, packed
 from selectune.governance.policy import Policy, Rule, check_successor
-from selectune.governance.statements import Approval, Revocation, check_approval, check_revocation, meaning
+from selectune.governance.statements import Approval, Revocation, Target, check_approval, check_revocation, meaning
 from selectune.hashing import digest
 from selectune.registry.events import Event
 from selectune.registry.update import Update
 
-__all__ = ["PEOPLE", "Given", "Revoked", "Standing", "record_of", "standing"]
+__all__ = ["PEOPLE", "Fault", "Given", "Revoked", "Standing", "record_of", "standing", "target_of"]
 
 PEOPLE = ("policy", "approve", "revoke")
 """Kinds of events that people sign."""
@@ -58,6 +57,15 @@ class Revoked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """What is wrong with an event that people sign."""
+
+    seq: int
+    kind: str
+    error: SelectuneError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
     """What the events add up to."""
 
@@ -66,8 +74,7 @@ class Standing:
     given: dict[str, tuple[Given, ...]] = field(default_factory=dict)
     """By update id."""
     revoked: dict[str, Revoked] = field(default_factory=dict)
-    faults: tuple[tuple[int, SelectuneError], ...] = ()
-    """What is wrong with which event."""
+    faults: tuple[Fault, ...] = ()
 
     @property
     def policy(self) -> Policy | None:
@@ -100,9 +107,9 @@ class Standing:
 
     def demand_sound(self) -> None:
         """Raises what is wrong with the policy's events, if anything is: then nothing that hangs on it can be trusted."""
-        for seq, fault in self.faults:
-            if not any(one.seq == seq for ones in self.given.values() for one in ones):
-                raise fault
+        for fault in self.faults:
+            if fault.kind == "policy":
+                raise fault.error
 
     def demand_alive(self, update: str) -> None:
         """Raises RevokedVersion for an update that was revoked."""
@@ -133,7 +140,7 @@ class Standing:
                 then="Train a better update, or ask an admin for another policy.",
             )
         ours = self.signatures(update.id)
-        good = [one.approval for one in ours if one.approval and not one.fault and one.approval.record == record_of(update)]
+        good = [one.approval for one in ours if one.approval and not one.fault]
         authors = {one.name for one in good if one.role == "author"}
         approvers = {one.name for one in good if one.role == "approver" and one.meaning == meaning("approver", name)}
         if not policy.single_person:
@@ -144,22 +151,20 @@ class Standing:
                     "nobody has signed as its author", where=where, then="The author signs first: selectune approve ID --role author"
                 )
         if len(approvers) < rule.approvals:
-            self._explain(ours, update, name)
+            self._explain(ours, name)
             raise NotApproved(
                 f"{len(approvers)} of {rule.approvals} approvals are there",
                 where=where,
                 then="Ask for one: selectune approve ID",
             )
 
-    def _explain(self, ours: Sequence[Given], update: Update, name: str) -> None:
+    def _explain(self, ours: Sequence[Given], name: str) -> None:
         """Raises why a signature that is there does not count, the newest first."""
         for one in reversed(ours):
             if one.fault:
                 raise one.fault
-            if one.approval and one.approval.record != record_of(update):
-                raise stale(one.approval, record_of(update))
         for one in reversed(ours):
-            if one.approval and one.approval.role == "approver":
+            if one.approval and one.approval.role == "approver" and one.approval.meaning != meaning("approver", name):
                 raise WrongMeaning(
                     f"it is {one.approval.meaning!r}, not {meaning('approver', name)!r}",
                     where=f"approval by {one.approval.name}",
@@ -173,18 +178,14 @@ def record_of(update: Update) -> str:
     return digest("record", {"update": update.computed_id(), **said, "attachments": dict(update.attachments)})
 
 
+def target_of(update: Update) -> Target:
+    """What is signed of an update as it is today."""
+    return Target(update=update.id, record=record_of(update))
+
+
 def own_approval(name: str, where: str) -> OwnApproval:
     """The error for somebody who is author and approver of one update."""
     return OwnApproval(f"{name} is its author and cannot approve it", where=where, then="Ask another person with the role approver.")
-
-
-def stale(approval: Approval, record: str) -> StaleApproval:
-    """The error for a record that changed."""
-    return StaleApproval(
-        f"the record was {approval.record[:12]} when {approval.name} signed it, and is {record[:12]} now",
-        where=f"approval by {approval.name}",
-        then="Find out who changed it: selectune verify",
-    )
 
 
 def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
@@ -201,27 +202,27 @@ def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
         if event.kind == "approve":
             one = _given(event, _in_force(policies, event.seq), current, known.get(subject))
             given.setdefault(subject, []).append(one)
-            faults += [(event.seq, one.fault)] if one.fault else []
+            faults += [Fault(seq=event.seq, kind=event.kind, error=one.fault)] if one.fault else []
         elif event.kind == "revoke":
             # Whatever is wrong with it, the version stays out of use until somebody has looked.
             reason, fault = _revocation(event, _in_force(policies, event.seq), current, known.get(subject))
             revoked[subject] = Revoked(reason=reason, actor=event.actor, created=event.utc)
-            faults += [(event.seq, fault)] if fault else []
+            faults += [Fault(seq=event.seq, kind=event.kind, error=fault)] if fault else []
     return Standing(
         policies=tuple(policies), given={key: tuple(value) for key, value in given.items()}, revoked=revoked, faults=tuple(faults)
     )
 
 
-def _policies(events: Iterable[Event]) -> tuple[list[tuple[int, Policy]], list[tuple[int, SelectuneError]]]:
+def _policies(events: Iterable[Event]) -> tuple[list[tuple[int, Policy]], list[Fault]]:
     found: list[tuple[int, Policy]] = []
-    faults: list[tuple[int, SelectuneError]] = []
+    faults: list[Fault] = []
     for event in events:
         if event.kind == "policy":
             where = f"event {event.seq}"
             try:
                 found.append((event.seq, check_successor(packed(event.body, where), found[-1][1] if found else None, where=where)))
             except SelectuneError as error:
-                faults.append((event.seq, error))
+                faults.append(Fault(seq=event.seq, kind=event.kind, error=error))
     return found, faults
 
 
@@ -238,7 +239,7 @@ def _given(event: Event, then: Policy | None, now: Policy | None, update: Update
         if update is None or then is None or now is None:
             raise RegistryError("it approves an unknown update, or there was no policy", where=where, then="See: selectune verify")
         _check_unrevoked(envelope, now, where)
-        check_approval(then, envelope, update=update.id, record=record_of(update), where=where)
+        check_approval(then, envelope, target_of(update), where=where)
         check_clock(at(said.utc), at(event.utc), then, where)
     except SelectuneError as error:
         return Given(seq=event.seq, approval=said, key=key, fault=error)
@@ -257,7 +258,7 @@ def _revocation(event: Event, then: Policy | None, now: Policy | None, update: U
         _check_unrevoked(envelope, now or then, where)
         if update is None:
             raise RegistryError("it revokes an unknown update", where=where, then="See: selectune verify")
-        check_revocation(then, envelope, update=update.id, record=record_of(update), where=where)
+        check_revocation(then, envelope, target_of(update), where=where)
     except SelectuneError as error:
         return f"(its signature does not count: {error.what})", error
     return reason, None

@@ -113,7 +113,7 @@ class DiffPage(_Lenient):
 def tensor_table(page: DiffPage) -> Table:
     """The components that moved farthest, at most 40 of them."""
     found = page.difference
-    table = plain_table("component", "elements", "differ", "both moved", "relative norm", "cosine", f"in top {found.k}", "")
+    table = plain_table("component", "elements", "differ", "both moved", "rel. norm", "cosine", f"in top {found.k}", "")
     for row in by_distance(found.rows)[:SHOWN]:
         numbers = row.numbers
         values = (_short(numbers.relative), _short(numbers.cosine)) if numbers else (wording.DASH, wording.DASH)
