@@ -1,6 +1,6 @@
 """How fast we measure, beside lmms-eval's HF chat model at its default batch size and a batched `generate` loop.
 
-    python benchmarks/evaluate.py --quick --json                     # a few minutes; prints, and writes nothing
+    python benchmarks/evaluate.py --quick --json                     # about four minutes; prints, and writes nothing
     python benchmarks/evaluate.py                                    # five rounds; writes results/evaluate.json
     python benchmarks/evaluate.py --races tiny-qwen --rounds 1       # seconds: does the script run?
 

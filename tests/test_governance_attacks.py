@@ -252,6 +252,17 @@ def test_a_version_that_was_revoked_is_neither_loaded_nor_named_nor_reverted_to(
     with pytest.raises(RegistryError, match="revoked already"):
         ours.registry.revoke(ours.ids[0], "again", "ben", ours.keys["ben"])
     assert ours.registry.admit("production").update.id == ours.ids[1]
+    assert ours.registry.verify().ok
+
+
+def test_a_name_that_was_moved_behind_the_policys_back_is_found(ours: Governed) -> None:
+    ours.registry.revoke(ours.ids[0], "poisoned records", "ben", ours.keys["ben"])
+    for name, number, kind in (("old", 0, "RevokedVersion"), ("production", 1, "NotApproved")):
+        event = {**ours.registry._event("promote", "mallory"), "name": name, "subject": ours.ids[number]}
+        ours.registry._log.append({**event, "body": {"previous": None, "reason": "x", "verdict": "passed"}})
+        assert [problem.text.split(":")[0] for problem in ours.registry.verify().problems if problem.subject == name] == [kind]
+    with pytest.raises(NotApproved):
+        ours.registry.admit("production")
 
 
 def test_a_revocation_needs_a_reason_and_somebody_who_may(ours: Governed) -> None:

@@ -71,6 +71,8 @@ def test_every_update_is_recorded_with_its_parent_and_verdict(finished: tuple[Ru
     assert [update.verdict for update in log] == [*(verdict.verdict for verdict in result.verdicts), ""]
     assert log[0].base == result.model.id
     assert [update.base for update in log[1:]] == [update.child for update in log[:-1]]
+    assert set(log[0].metrics["scores"]) == {task.name for task in result.tasks}
+    assert all(score["n"] > 0 for score in log[0].metrics["scores"].values())
     assert registry.attachment(log[0].id, "recipe.yaml").decode().startswith("name: tiny")
     assert registry.verify().ok
 

@@ -33,7 +33,7 @@ def log(
         from selectune.reporting.result import UpdateInfo
 
         opened = Registry.open(registry)
-        found, signed = opened.log(name), opened.standing()
+        found, signed = opened.signed_log(name)
 
         def human(console: Console) -> None:
             from selectune.reporting.terminal import log_table

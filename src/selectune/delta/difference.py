@@ -116,8 +116,8 @@ def difference(
     """What lies between the model that `to_a` leads to and the one that `to_b` does, from one model; either may be empty.
 
     `read` gives the tensors of that model; without it bits alone are compared. Spectra are computed of the `spectra` components that moved
-    farthest, as each takes seconds in a large model, and `top` is the share of the `k` largest. One tensor at a time is in memory, a few times over. Raises
-    InputError where both are empty or do not begin at one model, WrongParent where `read` gives something else.
+    farthest, as each takes seconds in a large model, and `top` is the share of the `k` largest. One tensor at a time is in memory, a few
+    times over. Raises InputError where both are empty or do not begin at one model, WrongParent where `read` gives something else.
     """
     begins = {deltas[0].parent for deltas in (to_a, to_b) if deltas}
     if len(begins) != 1:

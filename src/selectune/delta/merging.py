@@ -174,16 +174,20 @@ def merge(
     def change(name: str) -> tuple[Tensor, str]:
         return _composed(deltas, name, read) if strategy is None else _combined(deltas, name, names[name], read, strategy)
 
+    patterns = tuple(dict.fromkeys(pattern for delta in deltas for pattern in delta.patterns))
+    if any(pattern.startswith("!") for pattern in patterns):
+        patterns = ()  # an exclusion of one would take from the other; each one's own are in `meta`
+    return build(parent, names, change, patterns=patterns, meta={**(meta or {}), "merged": _note(deltas, strategy)})
+
+
+def _note(deltas: Sequence[Delta], strategy: Strategy | None) -> dict[str, Any]:
+    """What the merged delta says of how it was made."""
     settings = {} if strategy is None else {key: list(one) if isinstance(one, tuple) else one for key, one in asdict(strategy).items()}
-    note = {
+    return {
         "strategy": "disjoint" if strategy is None else strategy.name,
         "settings": settings,
         "of": [{"delta": delta.digest, "child": delta.child, "patterns": list(delta.patterns)} for delta in deltas],
     }
-    patterns = tuple(dict.fromkeys(pattern for delta in deltas for pattern in delta.patterns))
-    if any(pattern.startswith("!") for pattern in patterns):
-        patterns = ()  # an exclusion of one would take from the other; each one's own are in `meta`
-    return build(parent, names, change, patterns=patterns, meta={**(meta or {}), "merged": note})
 
 
 def _with_weights(strategy: Strategy, weights: tuple[float, ...]) -> Strategy:

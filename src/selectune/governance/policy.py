@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -68,25 +69,26 @@ class Policy(Document):
         names = [person.name.casefold() for person in self.people]
         if len(set(names)) != len(names):
             raise ValueError("a person is there twice")
-        keys = [key.id for key, _ in self.holders()]
+        keys = [key.id for key, _ in self.holders]
         if len(set(keys)) != len(keys):
             raise ValueError("a key belongs to one person, and is there once")
-        if not any("admin" in person.roles and key.id not in self.revoked for key, person in self.holders()):
+        if not any("admin" in person.roles and key.id not in self.revoked for key, person in self.holders):
             raise ValueError("nobody with the role admin has a key that is not revoked")
         return self
 
-    def holders(self) -> list[tuple[PublicKey, Person]]:
+    @cached_property
+    def holders(self) -> tuple[tuple[PublicKey, Person], ...]:
         """Every key with the person whose it is."""
-        return [(read_public(pem, where=f"policy: key of {person.name}"), person) for person in self.people for pem in person.keys]
+        return tuple((read_public(pem, where=f"policy: key of {person.name}"), person) for person in self.people for pem in person.keys)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """``digest("policy", …)`` of the policy."""
         return digest("policy", self.model_dump(mode="json"))
 
     def signer(self, envelope: Envelope, role: Sequence[Role], *, where: str) -> Signer:
         """Who signed, checked. Raises UnknownKey, RevokedKey, BadSignature, or WrongRole for a person with none of these roles."""
-        holder = next(((key, person) for key, person in self.holders() if key.id == envelope.key_id), None)
+        holder = next(((key, person) for key, person in self.holders if key.id == envelope.key_id), None)
         if holder is None:
             raise UnknownKey(
                 f"key {envelope.key_id[:12]} is not in the policy", where=where, then="An admin can add it: selectune policy set"

@@ -60,7 +60,7 @@ def meaning(role: str, name: str) -> str:
 
 def holder_name(policy: Policy, key: PrivateKey) -> str:
     """The printed name of the person who has this key. What is signed under it is checked as everybody else's."""
-    return next((person.name for known, person in policy.holders() if known.id == key.public.id), "not in the policy")
+    return next((person.name for known, person in policy.holders if known.id == key.public.id), "not in the policy")
 
 
 def approve(policy: Policy, key: PrivateKey, said: tuple[Role, str], target: Target, now: datetime) -> Envelope:
@@ -81,7 +81,7 @@ def approve(policy: Policy, key: PrivateKey, said: tuple[Role, str], target: Tar
 
 def revoke(policy: Policy, key: PrivateKey, reason: str, target: Target, now: datetime) -> Envelope:
     """A revocation, signed as approver by one who is, else as admin."""
-    holder = next((person for known, person in policy.holders() if known.id == key.public.id), None)
+    holder = next((person for known, person in policy.holders if known.id == key.public.id), None)
     role = "approver" if holder is not None and "approver" in holder.roles else "admin"
     name = holder.name if holder is not None else "not in the policy"
     fields = {"name": name, "role": role, "reason": reason, "utc": now_text(now), "update": target.update, "record": target.record}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.weight)?\Z")
 _NOT_PLAIN = (
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices"),
-    *("target_parameters", "alora_invocation_tokens", "arrow_config", "rank_pattern_alpha", "megatron_config"),
+    *("alora_invocation_tokens", "arrow_config", "megatron_config"),
 )
 """Settings with which an update is more than ``B @ A``, or is of something else than a module's weight."""
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -46,11 +46,14 @@ class AdapterTensors:
         self._base, self._where = base, f"adapter {folder}"
         self._settings = _settings(folder, self._where)
         slots = slots_of(folder, WEIGHTS)
+        modules = {place.path: place.module for place in walk(base.net)}
+        wrapped = _wrapped(self._settings.get("target_parameters") or [], modules)
+        self._bare = frozenset(name for names in wrapped.values() for name in names)
         self._matrices: dict[str, dict[str, Tensor]] = {}
         strange = []
         for name in slots:
             match = _MATRIX.match(name.removeprefix(_PREFIX))
-            weight = f"{match['module']}.weight" if match else name.removeprefix(_PREFIX).replace(".base_layer.weight", ".weight")
+            weight = _weight(match["module"], wrapped) if match else name.removeprefix(_PREFIX).replace(".base_layer.weight", ".weight")
             if not name.startswith(_PREFIX) or weight not in base.manifest:
                 strange.append(name)
             elif match is not None:
@@ -61,7 +64,6 @@ class AdapterTensors:
             shown = ", ".join(name[:120] for name in strange[:3])
             what = f"{len(strange)} of its {len(slots)} tensors belong to no weight of the base, or are another one: {shown}"
             raise ModelError(what, where=self._where, then="Give the base that it was trained on, with the vocabulary that it had.")
-        modules = {place.path: place.module for place in walk(base.net)}
         self._modules = {name: modules[name.rpartition(".")[0]] for name in self._matrices}
         if half := sorted(name for name, pair in self._matrices.items() if len(pair) != 2):
             raise ModelError(f"it has one of the two matrices for {half[0]}", where=self._where, then="Save the adapter again.")
@@ -78,7 +80,9 @@ class AdapterTensors:
         if change.shape != old.shape:
             what = f"its update of {name} is {list(change.shape)}, the weight {list(old.shape)}"
             raise ModelError(what, where=self._where, then="Give the base that it was trained on.")
-        return (old.float() + change).to(old.dtype)
+        if name in self._bare:
+            change = change.to(old.dtype)  # PEFT rounds the update of a bare parameter to its dtype first
+        return (old.float() + change.float()).to(old.dtype)
 
     def _update(self, name: str, module: nn.Module) -> Tensor:
         a, b = (self._matrices[name][which].float() for which in "AB")
@@ -86,6 +90,8 @@ class AdapterTensors:
         if a.ndim < 2 or b.ndim != a.ndim or b.shape[1] != rank:
             what = f"its matrices for {name} are {list(a.shape)} and {list(b.shape)}"
             raise ModelError(what, where=self._where, then="Save the adapter again with PEFT's save_pretrained.")
+        if name in self._bare:
+            return self._of_parameter(name, a, b, module)
         scale = self._scale(name.rpartition(".")[0], rank)
         kind = class_name(module)
         if kind in ("Conv2d", "Conv3d"):
@@ -94,6 +100,17 @@ class AdapterTensors:
             raise ModelError(f"{name} is of {kind}, and its matrices have {a.ndim} axes", where=self._where, then="Save the adapter again.")
         product = b @ a
         return (product.T if kind in ("Conv1D", "Embedding") else product) * scale
+
+    def _of_parameter(self, name: str, a: Tensor, b: Tensor, module: nn.Module) -> Tensor:
+        """The update of a parameter that stands in no layer of its own: packed experts, each with a part of the rows of A and columns of B."""
+        shape = module.get_parameter(name.rpartition(".")[2]).shape
+        experts = shape[0] if len(shape) == 3 else 1
+        rank = a.shape[0] // experts
+        scale = self._scale(name.rpartition(".")[0], rank)
+        if experts == 1 or a.shape[0] != rank * experts:
+            return (b @ a) * scale
+        order = "e i o" if getattr(module, "is_transposed", False) else "e o i"
+        return torch.einsum(f"o r e, e r i -> {order}", b.reshape(len(b), -1, experts), a.reshape(experts, -1, a.shape[1])) * scale
 
     def _scale(self, module: str, rank: int) -> float:
         """Alpha over the rank, or over its root, with the patterns that name a module by the end of its path."""
@@ -106,6 +123,25 @@ class AdapterTensors:
     def _pattern(self, key: str, module: str, otherwise: Any) -> Any:
         found: Mapping[str, Any] = self._settings.get(key) or {}
         return next((value for name, value in found.items() if module == name or module.endswith(f".{name}")), otherwise)
+
+
+def _wrapped(targets: Sequence[str], modules: Mapping[str, nn.Module]) -> Mapping[str, tuple[str, ...]]:
+    """By module: its parameters that PEFT wraps, the innermost wrapper's first. A target is a parameter's path, or the end of one."""
+    found: dict[str, tuple[str, ...]] = {}
+    for path, module in modules.items():
+        names = tuple(f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False))
+        if mine := tuple(name for name in names if any(name == one or name.endswith(f".{one}") for one in targets)):
+            found[path] = mine
+    return found
+
+
+def _weight(module: str, wrapped: Mapping[str, tuple[str, ...]]) -> str:
+    """The parameter that matrices at a module of PEFT's are for: of several wrapped ones, each wrapper has the next as `base_layer`."""
+    path, inner = module, 0
+    while path.endswith(".base_layer"):
+        path, inner = path.removesuffix(".base_layer"), inner + 1
+    names = wrapped.get(path, ())
+    return names[-1 - inner] if inner < len(names) else f"{module}.weight"
 
 
 def _settings(folder: Path, where: str) -> Mapping[str, Any]:
@@ -122,6 +158,9 @@ def _settings(folder: Path, where: str) -> Mapping[str, Any]:
     if odd:
         shown = f"{odd[0]}: {str(found[odd[0]])[:80]}"
         raise NotYet(f"LoRA with {shown}", where=where, then=then)
+    targets = found.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(one, str) for one in targets):
+        raise ModelError(f"target_parameters is {str(targets)[:80]}", where=where, then="Save the adapter again.")
     patterns = [name for key in ("alpha_pattern", "rank_pattern") for name in found.get(key) or {}]
     if regular := [name for name in patterns if not re.fullmatch(r"[\w.]+", name)]:
         raise NotYet(f'the pattern "{regular[0][:80]}", a regular expression', where=where, then=then)

@@ -13,7 +13,7 @@ from selectune.governance.documents import at
 from selectune.governance.policy import Policy
 from selectune.registry.blobs import Blobs
 from selectune.registry.events import GENESIS, Event, Head
-from selectune.registry.lineage import moves, pointers, targets, update_of
+from selectune.registry.lineage import moves, targets, update_of
 from selectune.registry.standing import Standing, standing
 from selectune.registry.update import Update
 
@@ -162,10 +162,12 @@ def _people(events: Sequence[Event], updates: Sequence[Update], signed: Standing
         if not isinstance(fault.error, RevokedKey):
             yield Problem(kind=fault.kind, subject=str(fault.seq), text=f"{type(fault.error).__name__}: {fault.error.what}")
     known = {update.id: update for update in updates}
-    for name, id_ in pointers(events).items():
+    for name, move in {move.name: move for move in moves(events)}.items():
+        end = signed.revoked.get(move.update)
+        if move.update not in known or (end is not None and end.seq > move.seq):
+            continue  # a version that was revoked under its name is no sign of a change either: it is not loaded
         try:
-            if id_ in known:
-                signed.demand(known[id_], name, judged=False)
+            signed.demand(known[move.update], name, judged=False)
         except Untrusted as error:
             yield Problem(kind="name", subject=name, text=f"{type(error).__name__}: {error.what}")
     if signed.policy:

@@ -127,6 +127,13 @@ class Registry:
             return found[::-1]
         return ancestry(resolve(name, found, self.where), found, self.where)[::-1]
 
+    def signed_log(self, name: str | None = None) -> tuple[list[Update], Standing]:
+        """`log` and `standing` of one moment, with one reading of the events."""
+        events = self._log.read()
+        found = updates(events)
+        shown = found if name is None else ancestry(resolve(name, found, self.where), found, self.where)
+        return shown[::-1], standing(events, found)
+
     def show(self, id_or_name: str) -> Update:
         """The update with this id, this beginning of an id (4 digits or more), or this name. Raises RegistryError with near matches."""
         found = updates(self._log.read())
@@ -335,7 +342,7 @@ class Registry:
 
         Raises UnknownKey for a head that another key signed, BadSignature for one that was changed, RegistryError without key and policy.
         """
-        keys = [key] if key else [holder for holder, _ in self._policy().holders()]
+        keys = [key] if key else [holder for holder, _ in self._policy().holders]
         kept = verify_head(read_head(place), keys, where=place)
         events = self._log.read(lenient=True)
         if events and events[0].hash != kept.registry:

@@ -54,6 +54,8 @@ class Revoked:
     reason: str
     actor: str
     created: str
+    seq: int
+    """The event's number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +208,7 @@ def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
         elif event.kind == "revoke":
             # Whatever is wrong with it, the version stays out of use until somebody has looked.
             reason, fault = _revocation(event, _in_force(policies, event.seq), current, known.get(subject))
-            revoked[subject] = Revoked(reason=reason, actor=event.actor, created=event.utc)
+            revoked[subject] = Revoked(reason=reason, actor=event.actor, created=event.utc, seq=event.seq)
             faults += [Fault(seq=event.seq, kind=event.kind, error=fault)] if fault else []
     return Standing(
         policies=tuple(policies), given={key: tuple(value) for key, value in given.items()}, revoked=revoked, faults=tuple(faults)

@@ -151,10 +151,8 @@ def spectra(page: DiffPage) -> Panel | None:
         Series(
             name=row.name,
             style=number,
-            points=tuple(
-                Point(x=float(at), y=share, label=row.name if at == len(row.spectrum) else "", title=f"{row.name}: {share:.1%} in {at}")
-                for at, share in enumerate(accumulate(row.spectrum), start=1)
-            ),
+            points=tuple(Point(x=float(at), y=share) for at, share in enumerate(accumulate(row.spectrum), start=1)),
+            dots=False,
         )
         for number, row in enumerate(drawn)
     ]
