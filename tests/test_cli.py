@@ -283,13 +283,13 @@ def test_a_full_disk_is_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_that_prints_does_not_spoil_the_document(monkeypatch: pytest.MonkeyPatch, done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
-    real = Registry.log
+    real = Registry.signed_log
 
     def chatty(self: Registry, name: str | None = None) -> Any:
         print("hello from a library")
         return real(self, name)
 
-    monkeypatch.setattr(Registry, "log", chatty)
+    monkeypatch.setattr(Registry, "signed_log", chatty)
     result = call("log", "--registry", folder / "registry", "--json")
     json.loads(result.stdout)
     assert "hello from a library" in result.stderr

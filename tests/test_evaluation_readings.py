@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from evaluation_fixtures import llama, questions, record, records
+from pipeline_fixtures import jsonl, rows, save_model, write_recipe
 from selectune.errors import DataError
 from selectune.evaluation import Measurement, Sample, Suite, Task, evaluate
 from selectune.evaluation.readings import readings
+from selectune.pipeline import run
+from selectune.recipe import read_recipe
 from selectune.statistics import mean
 
 
@@ -89,3 +94,17 @@ def test_the_two_parts_of_a_measured_loss_add_up() -> None:
     found = readings(evaluate(llama(0), task, stage="a"), evaluate(llama(1), task, stage="b"), "q")
     assert found is not None
     assert found.lost.value - found.knowledge.value == pytest.approx(found.form.value)
+
+
+@pytest.mark.slow
+def test_a_run_takes_its_losses_apart_and_its_report_shows_them(tmp_path: Path) -> None:
+    folder = save_model(llama(), tmp_path / "model")
+    path = write_recipe(tmp_path, folder)
+    jsonl(tmp_path / "cats-test.jsonl", rows(500, 8, lambda n: "a cat" if n % 2 else "a dog"))
+    recipe = read_recipe(path, ["optim.lr=0.02", "skills[0].likelihoods=true"])
+    result = run(recipe, registry=str(tmp_path / "registry"), out=tmp_path / "runs")
+    assert {(one.task, one.stage) for one in result.readings} == {("cats", "cats"), ("cats", "dogs")}
+    for one in result.readings:
+        assert one.form.value == pytest.approx((one.lost.value or 0.0) - (one.knowledge.value or 0.0))
+        assert one.form.n == 8
+    assert "Lost in writing, or lost" in Path(result.report or "").read_text()

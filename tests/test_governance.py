@@ -225,6 +225,13 @@ def test_a_time_in_another_form_is_refused(utc: str) -> None:
         Approval.parse(canonical(text), "approval")
 
 
+def test_a_document_of_another_type_is_refused(keys: dict[str, PrivateKey]) -> None:
+    with pytest.raises(
+        DocumentError, match=r"is 'application/vnd\.selectune\.head\+json', not 'application/vnd\.selectune\.approval\+json'"
+    ):
+        seal(FIXED["head"], keys["ann"]).read(Approval, "approval")
+
+
 def test_text_that_is_not_canonical_is_refused_even_if_it_is_signed(keys: dict[str, PrivateKey]) -> None:
     kind = "application/vnd.selectune.head+json"
     payload = b'{"registry": "%s","count":1,"hash":"%s","utc":"2026-11-24T12:00:00Z"}' % (b"0" * 64, b"0" * 64)

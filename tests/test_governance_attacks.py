@@ -18,6 +18,7 @@ from selectune.errors import (
     BadSignature,
     ClockApart,
     DocumentError,
+    KeyFileError,
     NotApproved,
     OwnApproval,
     PolicyRefused,
@@ -33,7 +34,8 @@ from selectune.errors import (
     WrongParent,
     WrongRole,
 )
-from selectune.governance import Envelope, PrivateKey, Witness, approve, seal
+from selectune.governance import Approval, Envelope, PrivateKey, Witness, approve, seal
+from selectune.governance.documents import now_text
 from selectune.governance.heads import SignedHead
 from selectune.registry import Registry
 from selectune.registry.standing import target_of
@@ -153,6 +155,11 @@ def test_who_added_an_update_under_the_approvers_name_cannot_approve_it(ours: Go
     id_ = ours.registry.add(Update(skill="x", verdict="passed", actor="ben boss"), deltas[0])
     with pytest.raises(OwnApproval):
         ours.registry.approve(id_, ours.keys["ben"])
+    ours.registry.approve(id_, ours.keys["ann"], role="author")
+    target = target_of(ours.registry.show(id_))
+    ours.insert("approve", approve(ours.policy, ours.keys["ben"], ("approver", "production"), target, ours.clock()), id_)
+    with pytest.raises(OwnApproval):
+        ours.registry.promote(id_, "production", "why", "ann")
 
 
 def test_one_person_may_do_both_where_the_policy_says_so_and_it_is_printed(ours: Governed) -> None:
@@ -179,10 +186,20 @@ def test_a_name_on_an_approval_that_is_not_the_keys_is_refused(ours: Governed) -
     target = target_of(ours.registry.show(ours.ids[0]))
     made = approve(ours.policy, ours.keys["ben"], ("approver", "production"), target, ours.clock())
     false = forged(made, name="Cy Second")
-    from selectune.governance import Approval
-
     with pytest.raises(WrongMeaning, match="signed as Cy Second, with a key of Ben Boss"):
         ours.registry.record(seal(Approval.parse(false.payload, "x"), ours.keys["ben"]))
+
+
+def test_an_author_cannot_say_what_an_approver_says(ours: Governed) -> None:
+    target, utc = target_of(ours.registry.show(ours.ids[0])), now_text(ours.clock())
+    said = {"name": "Ann Author", "role": "author", "meaning": "approved for production", "utc": utc}
+    false = seal(Approval.model_validate({**said, "update": target.update, "record": target.record}), ours.keys["ann"])
+    with pytest.raises(WrongMeaning, match="'approved for production' is not for an author to say"):
+        ours.registry.record(false)
+    ours.insert("approve", false, target.update)
+    ours.submit(0, "cy")
+    with pytest.raises(WrongMeaning):
+        ours.promote(0)
 
 
 def test_a_revoked_key_is_refused_and_what_it_signed_counts_no_more(ours: Governed) -> None:
@@ -294,6 +311,10 @@ def test_a_policy_that_no_admin_of_the_one_before_signed_is_refused(ours: Govern
         ours.approve(0)
     with pytest.raises(PolicyRefused):
         ours.registry.admit(ours.ids[0])
+    with pytest.raises(PolicyRefused):
+        ours.promote(0, "candidate")
+    with pytest.raises(PolicyRefused):
+        ours.change()
 
 
 def test_an_older_policy_is_not_put_in_force_again(ours: Governed) -> None:
@@ -329,6 +350,15 @@ def test_clocks_that_are_far_apart_are_refused(ours: Governed) -> None:
     ours.clock.now -= timedelta(hours=1)
     with pytest.raises(ClockApart, match="and this machine"):
         ours.approve(0)
+
+
+def test_an_approval_that_was_entered_long_after_it_was_signed_does_not_count(ours: Governed) -> None:
+    ours.submit(0)
+    made = approve(ours.policy, ours.keys["ben"], ("approver", "production"), target_of(ours.registry.show(ours.ids[0])), ours.clock())
+    ours.clock.now += timedelta(hours=1)
+    ours.insert("approve", made, ours.ids[0])
+    with pytest.raises(ClockApart):
+        ours.promote(0)
 
 
 def test_a_clock_that_went_back_is_found_in_the_log(ours: Governed) -> None:
@@ -381,6 +411,7 @@ def test_a_fork_of_the_log_is_found_with_the_head_which_stays(ours: Governed, tm
         lambda: watched.admit(ours.ids[0]),
         lambda: watched.promote(ours.ids[0], "x", "y", "z"),
         lambda: watched.approve(ours.ids[1], ours.keys["ben"]),
+        lambda: watched.keep_head(Witness(place=str(place), key=ours.keys["ada"])),
     ):
         with pytest.raises(VerifyFailed, match="the log was rewritten"):
             act()
@@ -421,6 +452,11 @@ def test_a_policy_that_wants_a_signed_head_lets_no_name_move_without_one(ours: G
     with pytest.raises(RegistryError, match=r"signed and kept elsewhere.*SELECTUNE_HEAD"):
         ours.promote(0, "candidate")
     place = tmp_path / "elsewhere.json"
+    checking = Registry.open(ours.registry.where, witness=Witness(place=str(place), key=ours.keys["ada"].public))
+    before = ours.registry.head()
+    with pytest.raises(KeyFileError, match="is public, and a head has to be signed"):
+        checking.promote(ours.ids[0], "candidate", "why", "ann")
+    assert ours.registry.head() == before
     ours.witnessed(str(place)).promote(ours.ids[0], "candidate", "why", "ann")
     assert ours.registry.verify_signed(str(place)).ok
     assert ours.registry.verify_signed(str(place)).events == json.loads(base64.b64decode(json.loads(place.read_text())["payload"]))["count"]

@@ -105,7 +105,7 @@ def test_a_head_in_the_environment_is_compared_before_loading(ours: Governed, mo
     rewrite(ours.registry, lambda rows: rows.pop())
     assert load_any("production", ours.registry.where)
     monkeypatch.setenv("SELECTUNE_HEAD", str(tmp_path / "head.json"))
-    monkeypatch.setenv("SELECTUNE_HEAD_KEY", str(tmp_path / "keys" / "ada.pem"))
+    monkeypatch.setenv("SELECTUNE_HEAD_KEY", str(tmp_path / "keys" / "ada.pub.pem"))
     with pytest.raises(VerifyFailed, match="the log was cut"):
         load_any("production", ours.registry.where)
 

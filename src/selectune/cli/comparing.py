@@ -126,6 +126,8 @@ def _print_comparisons(console: Console, rows: Sequence[Comparison], html: Path 
     for row in rows:
         if row.within_noise:
             console.print(f"{row.task}: the loss is within the noise floor of {row.noise:.4f}", markup=False)
+        if row.second is not None:
+            console.print(str(row.second), markup=False)
     if html is not None:
         console.print(f"lost and gained, sample by sample: {html}", markup=False)
 

@@ -78,10 +78,10 @@ def list_keys(*, as_json: AsJson = False) -> None:
 def show_key(name: KeyName, *, as_json: AsJson = False) -> None:
     """The public half of a key, to be put into a policy."""
     with Screen(as_json=as_json) as screen:
-        from selectune.governance import public_path, read_public
-        from selectune.pipeline.witnessing import find_key
+        from selectune.governance import read_public
+        from selectune.pipeline.witnessing import find_public
 
-        _show_key(screen, name, read_public(public_path(find_key(name))))
+        _show_key(screen, name, read_public(find_public(name)))
 
 
 def _show_key(screen: Screen, name: str, key: PublicKey) -> None:
@@ -151,7 +151,7 @@ def set_policy(
             data = file.read_bytes()
         except OSError as error:
             raise DocumentError(f"cannot be read ({error.strerror})", where=str(file), then="Give a file that exists.") from error
-        found = open_registry(registry).set_policy(Envelope.parse(data, str(file)))
+        found = open_registry(registry, signing=True).set_policy(Envelope.parse(data, str(file)))
         screen.show({"policy": found.digest}, lambda console: console.print(f"policy {found.digest[:12]} is in force"))
 
 
@@ -186,7 +186,7 @@ def approve(
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_key, open_registry
 
-        opened = open_registry(registry)
+        opened = open_registry(registry, signing=True)
         envelope = opened.approve(update, open_key(key), name=name, role=role)
         found = opened.show(update)
         notes = opened.standing().notes(found.id)
@@ -211,7 +211,7 @@ def revoke(
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_key, open_registry
 
-        opened = open_registry(registry)
+        opened = open_registry(registry, signing=True)
         found = opened.show(update)
         opened.revoke(found.id, reason, actor or getpass.getuser(), open_key(key) if key else None)
         if found.names:

@@ -117,7 +117,7 @@ def promote(
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_registry
 
-        move = open_registry(registry).promote(update, name, reason, actor or getpass.getuser())
+        move = open_registry(registry, signing=True).promote(update, name, reason, actor or getpass.getuser())
         if move.verdict != "passed":
             word = move.verdict or "none, it was not judged"
             screen.say(f"note: the gate's word on {move.update[:12]} was: {word}; the log keeps that beside your reason")
@@ -131,7 +131,7 @@ def revert(name: Name, *, reason: Reason, actor: Actor = None, registry: Registr
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_registry
 
-        move = open_registry(registry).revert(name, reason, actor or getpass.getuser())
+        move = open_registry(registry, signing=True).revert(name, reason, actor or getpass.getuser())
         screen.show(
             move.to_json(), lambda console: console.print(f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})")
         )

@@ -7,7 +7,7 @@ the first reading lost and the second kept is such a shift: it can be recovered,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class Readings:
     """By the likeliest answer: the part that is gone in both readings."""
     form: Estimate
     """`lost` minus `knowledge`, item by item: a shift of format or of the distribution of answers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Each of the three with its interval."""
+        return {"lost": self.lost.to_json(), "knowledge": self.knowledge.to_json(), "form": self.form.to_json()}
 
     def __str__(self) -> str:
         lost, form = (100 * one.value for one in (self.lost, self.form))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from selectune.delta.files import replacing
-from selectune.errors import InputError, MissingPackage, StorageError, UnknownKey
+from selectune.errors import InputError, KeyFileError, MissingPackage, StorageError, UnknownKey
 from selectune.governance.documents import LIMIT, Digest, Document, Envelope, Utc, now_text, seal
 from selectune.governance.keys import PrivateKey, PublicKey
 
@@ -40,22 +40,29 @@ class SignedHead(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Witness:
-    """Where heads are kept, and the key that signs them."""
+    """Where heads are kept, and the key that signs them; to check them the public half is enough."""
 
     place: str
-    key: PrivateKey
+    key: PrivateKey | PublicKey
+
+    def signer(self) -> PrivateKey:
+        """The private key. Raises KeyFileError where there is the public one alone."""
+        if not isinstance(self.key, PrivateKey):
+            raise KeyFileError("is public, and a head has to be signed", where=f"key {self.key.id[:12]}", then="Give the private key.")
+        return self.key
 
     def kept(self) -> SignedHead | None:
         """The head that is there, checked with this key; None where there is none yet. Raises as `read_head` and `verify_head`."""
         data = _read(self.place)
         if data is None:
             return None
-        return verify_head(Envelope.parse(data, self.place), [self.key.public], where=self.place)
+        trusted = self.key.public if isinstance(self.key, PrivateKey) else self.key
+        return verify_head(Envelope.parse(data, self.place), [trusted], where=self.place)
 
     def keep(self, registry: str, count: int, hash_: str, now: datetime) -> None:
         """Signs this head and puts it there. Raises StorageError where that cannot be."""
         head = SignedHead(registry=registry, count=count, hash=hash_, utc=now_text(now))
-        _write(self.place, json.dumps(seal(head, self.key).to_json(), indent=1).encode() + b"\n", f"head {count} {hash_[:12]}")
+        _write(self.place, json.dumps(seal(head, self.signer()).to_json(), indent=1).encode() + b"\n", f"head {count} {hash_[:12]}")
 
 
 def read_head(place: str) -> Envelope:

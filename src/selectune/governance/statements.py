@@ -91,10 +91,13 @@ def revoke(policy: Policy, key: PrivateKey, reason: str, target: Target, now: da
 def check_approval(policy: Policy, envelope: Envelope, target: Target, *, where: str) -> tuple[Approval, Signer]:
     """The approval and who gave it, checked against the policy, the update and its record of today.
 
-    Raises what `Policy.signer` raises, WrongMeaning for an approval of another update, StaleApproval for another record.
+    Raises what `Policy.signer` raises, WrongMeaning for an approval of another update or for what its role cannot say, StaleApproval for
+    another record.
     """
     found = envelope.read(Approval, where)
     signer = policy.signer(envelope, (found.role,), where=where)
+    if not found.meaning.startswith(f"{_MEANINGS[found.role]} "):
+        raise WrongMeaning(f"{found.meaning!r} is not for an {found.role} to say", where=where, then="Sign it again: selectune approve ID")
     _check_target(found, signer, target, where)
     return found, signer
 

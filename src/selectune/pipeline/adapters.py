@@ -102,7 +102,7 @@ class AdapterTensors:
         return (product.T if kind in ("Conv1D", "Embedding") else product) * scale
 
     def _of_parameter(self, name: str, a: Tensor, b: Tensor, module: nn.Module) -> Tensor:
-        """The update of a parameter that stands in no layer of its own: packed experts, each with a part of the rows of A and columns of B."""
+        """The update of a parameter that has no layer of its own: packed experts, each with some of the rows of A and columns of B."""
         shape = module.get_parameter(name.rpartition(".")[2]).shape
         experts = shape[0] if len(shape) == 3 else 1
         rank = a.shape[0] // experts

@@ -13,6 +13,7 @@ from selectune.evaluation import Measurement
 from selectune.evaluation.matrix import Pairs, align, matrix, metrics
 from selectune.evaluation.noise import noise_floor
 from selectune.evaluation.portions import on_common
+from selectune.evaluation.readings import readings
 from selectune.pipeline.changed import RIGHT, by_right, changed, thumbnail
 from selectune.pipeline.folder import now
 from selectune.pipeline.preparing import RECOVERY, Prepared
@@ -29,6 +30,7 @@ from selectune.reporting.result import (
     Probes,
     RecoveredTask,
     Recovery,
+    SecondReading,
     SelectionInfo,
     StageCaption,
     Tally,
@@ -78,6 +80,7 @@ def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: 
         captions=_captions(prepared, stages),
         differences=tuple(_differences(measurements)),
         tallies=tuple(_tallies(measurements)),
+        readings=tuple(_readings(measurements)),
         changes=tuple(_changes(prepared, measurements)),
         recovery=_recovery(prepared, stages, held_out),
         noise=_noise(stages[0]),
@@ -160,6 +163,18 @@ def _differences(measurements: Sequence[Measurement]) -> list[Difference]:
     for task, stage, pairs in _pairs(measurements):
         change = statistics.change(pairs.scores[0], pairs.scores[1], pairs.clusters)
         found.append(Difference(task=task, stage=stage, value=change.value, low=change.low, high=change.high, n=change.n))
+    return found
+
+
+def _readings(measurements: Sequence[Measurement]) -> list[SecondReading]:
+    """Every stage's losses from the base, taken apart where samples were read twice."""
+    found = []
+    for after in measurements[1:]:
+        for task in after.tasks:
+            read = readings(measurements[0], after, task)
+            if read is not None:
+                lost, knowledge, form = (Estimate.model_validate(one) for one in (read.lost, read.knowledge, read.form))
+                found.append(SecondReading(task=task, stage=after.stage, lost=lost, knowledge=knowledge, form=form))
     return found
 
 

@@ -11,6 +11,7 @@ from selectune.errors import DataError, SameModel
 from selectune.evaluation import Measurement
 from selectune.evaluation.matrix import Pairs, align
 from selectune.evaluation.noise import noise_floor
+from selectune.evaluation.readings import Readings, readings
 from selectune.pipeline.changed import by_score, changed
 from selectune.reporting.comparison import ComparedTask, ComparisonPage
 from selectune.statistics.intervals import finite_or_none
@@ -54,6 +55,8 @@ class Comparison:
     """Whether every output is the same in both, letter by letter: was B's update applied at all?"""
     noise: float | None = None
     """Mean distance of a sample's scores in two measurements of A; None where it was measured once."""
+    second: Readings | None = None
+    """How much of a loss is a shift of format or answers; None where samples were not read twice."""
 
     @property
     def worse(self) -> bool:
@@ -69,6 +72,7 @@ class Comparison:
         """All fields, `worse` and `within_noise`."""
         body = asdict(self) | {"gained": len(self.gained), "lost": len(self.lost)}
         items = {"gained": list(self.gained), "lost": list(self.lost)}
+        body["second"] = None if self.second is None else self.second.to_json()
         return body | {"items": items, "worse": self.worse, "within_noise": self.within_noise}
 
 
@@ -130,6 +134,7 @@ def _comparison(
         method=change.method,
         same_outputs=kind != "perplexity" and all(sample.output == new[name].output for name, sample in before.of(task).items()),
         noise=None if noise is None else noise.value,
+        second=readings(before, after, task),
     )
 
 
@@ -158,5 +163,5 @@ def page(before: Measurement, after: Measurement, rows: Sequence[Comparison], su
         correction=rows[0].correction,
         tasks=tuple(ComparedTask.model_validate(row.to_json() | {"items": None}) for row in rows),
         changes=tuple(changes),
-        notes=tuple(warnings(rows)),
+        notes=(*warnings(rows), *(str(row.second) for row in rows if row.second is not None)),
     )

@@ -13,7 +13,7 @@ from selectune.evaluation.bridges.lmms import Asked, run_lmms_eval
 from selectune.models import load, providers
 from selectune.pipeline.checkpoint import weight_folder
 from selectune.pipeline.progress import Progress, bar
-from selectune.pipeline.versions import load_version, save_full
+from selectune.pipeline.versions import REGISTRY, load_version, save_full
 from selectune.pipeline.witnessing import open_registry
 
 
@@ -32,9 +32,10 @@ def measure_with_lmms_eval(name: str, asked: Asked, progress: Progress, *, regis
             identity = load(name).id
         else:
             opened = open_registry(registry)
-            identity = load_version(opened, name).id
+            wanted = name.removeprefix(REGISTRY)
+            identity = load_version(opened, wanted).id
             progress.say(f"Writing {name} as a checkpoint")
-            folder = save_full(opened, name, Path(place) / "model")
+            folder = save_full(opened, wanted, Path(place) / "model")
         with bar(progress, "lmms-eval") as advance:
             log = run_lmms_eval(folder.absolute(), asked, say=progress.say, count=advance)
     return measured(log, stage=name, metrics=metrics, model_id=identity)

@@ -188,7 +188,7 @@ def _task(test: Skill | HeldOut, records: Records, *, role: Literal["target", "h
         scorer=test.scorer or (spec.scorer if spec else "exact"),
         max_new_tokens=test.max_new_tokens or (spec.max_new_tokens if spec else MAX_NEW_TOKENS),
         role=role,
-        likelihoods=spec is not None and spec.likelihoods,
+        likelihoods=test.likelihoods if test.likelihoods is not None else spec is not None and spec.likelihoods,
         further=spec.further if spec else (),
     )
 

@@ -118,6 +118,8 @@ class Skill(Part):
     """None: that of the test's task, without one `exact`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: that of the test's task, without one 8."""
+    likelihoods: bool | None = None
+    """Also rank the possible answers by likelihood, for a second reading of each sample; None: as the test's task says, else not."""
     optim: Optim | None = None
     """Overrides the recipe's `optim`, field by field."""
     keep: Keep | None = None
@@ -133,6 +135,8 @@ class HeldOut(Part):
     """None: that of the test's task, without one `exact`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """None: that of the test's task, without one 8."""
+    likelihoods: bool | None = None
+    """As of a skill."""
     margin: Finite | None = Field(default=None, gt=0)
     """Largest loss that the gate accepts, as a share (for a perplexity in nats a token); None: the gate's own."""
     kind: Literal["generate", "choice", "perplexity", "caption"] | None = None

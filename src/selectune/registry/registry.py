@@ -122,17 +122,16 @@ class Registry:
 
     def log(self, name: str | None = None) -> list[Update]:
         """Every update, newest first; or, with a name or an id, that update and its ancestors."""
-        found = updates(self._log.read())
-        if name is None:
-            return found[::-1]
-        return ancestry(resolve(name, found, self.where), found, self.where)[::-1]
+        return self._line(name, updates(self._log.read()))
 
     def signed_log(self, name: str | None = None) -> tuple[list[Update], Standing]:
         """`log` and `standing` of one moment, with one reading of the events."""
         events = self._log.read()
         found = updates(events)
-        shown = found if name is None else ancestry(resolve(name, found, self.where), found, self.where)
-        return shown[::-1], standing(events, found)
+        return self._line(name, found), standing(events, found)
+
+    def _line(self, name: str | None, found: list[Update]) -> list[Update]:
+        return (found if name is None else ancestry(resolve(name, found, self.where), found, self.where))[::-1]
 
     def show(self, id_or_name: str) -> Update:
         """The update with this id, this beginning of an id (4 digits or more), or this name. Raises RegistryError with near matches."""
@@ -199,7 +198,10 @@ class Registry:
     @contextmanager
     def _deciding(self) -> Iterator[tuple[list[Event], list[Update], Standing, Callable[[Mapping[str, Any]], None]]]:
         """What a move, an approval or a policy is decided on, and how its event is appended; after that the head is kept elsewhere."""
-        kept = self._witness.kept() if self._witness else None
+        kept = None
+        if self._witness:
+            self._witness.signer()
+            kept = self._witness.kept()
         with self._log.deciding() as (events, connection):
             check_kept(events, kept, self._witness.place if self._witness else "head")
             found = updates(events)

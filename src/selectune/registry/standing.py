@@ -144,7 +144,7 @@ class Standing:
         ours = self.signatures(update.id)
         good = [one.approval for one in ours if one.approval and not one.fault]
         authors = {one.name for one in good if one.role == "author"}
-        approvers = {one.name for one in good if one.role == "approver" and one.meaning == meaning("approver", name)}
+        approvers = {one.name for one in good if one.meaning == meaning("approver", name)}
         if not policy.single_person:
             if own := sorted(approvers & authors | {one for one in approvers if one.casefold() == update.actor.casefold()}):
                 raise own_approval(own[0], where)
@@ -207,7 +207,7 @@ def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
             faults += [Fault(seq=event.seq, kind=event.kind, error=one.fault)] if one.fault else []
         elif event.kind == "revoke":
             # Whatever is wrong with it, the version stays out of use until somebody has looked.
-            reason, fault = _revocation(event, _in_force(policies, event.seq), current, known.get(subject))
+            reason, fault = _revocation(event, _in_force(policies, event.seq), known.get(subject))
             revoked[subject] = Revoked(reason=reason, actor=event.actor, created=event.utc, seq=event.seq)
             faults += [Fault(seq=event.seq, kind=event.kind, error=fault)] if fault else []
     return Standing(
@@ -250,14 +250,13 @@ def _given(event: Event, then: Policy | None, now: Policy | None, update: Update
     return Given(seq=event.seq, approval=said, key=key, fault=None)
 
 
-def _revocation(event: Event, then: Policy | None, now: Policy | None, update: Update | None) -> tuple[str, SelectuneError | None]:
+def _revocation(event: Event, then: Policy | None, update: Update | None) -> tuple[str, SelectuneError | None]:
     where = f"event {event.seq}"
     if then is None:
         return str(event.body.get("reason", "")), None
     try:
         envelope = packed(event.body, where)
         reason = envelope.read(Revocation, where).reason
-        _check_unrevoked(envelope, now or then, where)
         if update is None:
             raise RegistryError("it revokes an unknown update", where=where, then="See: selectune verify")
         check_revocation(then, envelope, target_of(update), where=where)

@@ -260,6 +260,20 @@ class Difference(Document):
     n: int
 
 
+class SecondReading(Document):
+    """A task's loss between two stages, taken apart (`selectune.evaluation.readings`): shares of items, paired by sample."""
+
+    task: str
+    stage: str
+    against: str = "base"
+    lost: Estimate
+    """By what was written; negative where the score rose."""
+    knowledge: Estimate
+    """By the likeliest answer too."""
+    form: Estimate
+    """The rest: a shift of format or of the distribution of answers."""
+
+
 class Tally(Document):
     """How many answers of a task changed between two stages, on the same samples."""
 
@@ -351,6 +365,8 @@ class RunResult(Document):
     captions: tuple[CaptionedPicture, ...] = ()
     differences: tuple[Difference, ...] = ()
     tallies: tuple[Tally, ...] = ()
+    readings: tuple[SecondReading, ...] = ()
+    """Of tasks whose samples were read twice."""
     changes: tuple[Change, ...] = ()
     recovery: Recovery | None = None
     noise: dict[str, Estimate] = Field(default_factory=dict)

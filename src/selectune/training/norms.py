@@ -49,12 +49,11 @@ def _epsilon(norm: nn.Module) -> float | None:
 
 
 @lru_cache
-def _is_common(kind: type[nn.Module]) -> bool:
+def _is_common(kind: Any) -> bool:
     """Whether norms of this class are the function below, bit for bit, in fp32 and in bf16."""
     size = 48
-    build: Any = kind
     try:
-        norm: Any = build(size)  # transformers' take the size first
+        norm: Any = kind(size)  # transformers' take the size first
     except TypeError:
         return False
     epsilon = _epsilon(norm)
