@@ -25,7 +25,7 @@ class LeanNorms:
 
     def __init__(self, net: nn.Module) -> None:
         modules: list[Any] = [place.module for place in walk(net) if place.host is None]
-        self._norms = [module for module in modules if class_name(module).endswith("RMSNorm") and _is_common(type(module))]
+        self._norms = [module for module in modules if class_name(module).endswith("RMSNorm") and _is_common(module.__class__)]
 
     def __len__(self) -> int:
         return len(self._norms)
