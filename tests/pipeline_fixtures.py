@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 from PIL import Image
 
@@ -29,8 +30,8 @@ def jsonl(path: Path, rows: Sequence[dict[str, object]]) -> Path:
 
 
 def drawn(number: int) -> bytes:
-    """A PNG of 8 by 8 pixels that no other number has."""
-    image = Image.new("RGB", (tiny.SIDE, tiny.SIDE), (number % 256, number // 256, 128))
+    """A PNG of 8 by 8 pixels of noise that no other number has: plain colours next to each other would count as near duplicates."""
+    image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8))
     with io.BytesIO() as file:
         image.save(file, format="PNG")
         return file.getvalue()
