@@ -22,14 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+from surroundings import machine
 
 from selectune.delta import Delta, applied, capture
 from selectune.evaluation import Suite, Task, evaluate, trial
@@ -209,18 +208,6 @@ def run_stages(name: str, race: Race, versions: Mapping[str, tuple[Delta, ...]],
     for arm, spent in (("separate", middle - begin), ("together", end - middle)):
         taken.setdefault(arm, []).append(spent)
         print(f"{name}, {arm}: {spent:.1f} s", file=sys.stderr, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """What ran this, and what else it had to do."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "load": list(os.getloadavg()),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-    }
 
 
 def prepare(options: argparse.Namespace) -> tuple[dict[str, Race], list[float]]:

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from arms import ARMS, Race, only
-from train import ADAPTED, SELECTIONS, machine, ratios
+from surroundings import machine
+from train import ADAPTED, SELECTIONS, TRAINERS, ratios
 
 from selectune.models import Model, assemble
 from selectune.recipe import Optim
@@ -102,7 +103,7 @@ def run(model: Model, options: argparse.Namespace) -> dict[str, Any]:
         if "ours" in seconds:
             share[name] = found.work.total / seconds["ours"] / square
     return {
-        "machine": machine(),
+        "machine": machine(*TRAINERS),
         "model": model.name,
         "dtype": str(model.net.dtype).removeprefix("torch."),
         "samples_per_s": speed,

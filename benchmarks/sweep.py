@@ -22,7 +22,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from arms import Race, first, only, ours
-from train import machine, need, prepare
+from surroundings import machine
+from train import TRAINERS, need, prepare
 
 from selectune.models import Model
 from selectune.records import Encoder, Message, Record, Records
@@ -100,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         side: [_row(value, one, statistics.median(seconds[side][value]), square) for value, one in found.items()]
         for side, found in races.items()
     }
-    return {"machine": machine(), "model": options.model, "rounds": options.rounds, "square_product_per_s": square, **rows}
+    return {"machine": machine(*TRAINERS), "model": options.model, "rounds": options.rounds, "square_product_per_s": square, **rows}
 
 
 def _row(value: int, one: Race, seconds: float, square: float) -> dict[str, float]:

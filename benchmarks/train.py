@@ -20,7 +20,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from arms import ARMS, LR, MINE, Moment, Race, only
+from surroundings import machine
 
 from selectune.models import Model, load
 from selectune.recipe import Data, Optim
@@ -53,6 +52,8 @@ SELECTIONS: dict[str, tuple[str, ...]] = {
     "projector": ("projector",),
     "language": ("language",),
 }
+TRAINERS = ("accelerate", "trl", "peft")
+"""Packages whose versions matter, beside torch and transformers."""
 ADAPTED = ("attention", "gate-and-up", "upper-attention", "upper-gate-and-up")
 """Selections that LoRA can be put on."""
 QUICK = dict.fromkeys(SELECTIONS, ("first", "ours", "trl")) | {"attention": ("first", "ours", "trl", "hf", "plain", "lora", "peft")}
@@ -188,18 +189,6 @@ def _status(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def machine() -> dict[str, Any]:
-    """What ran this, and what else it had to do."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "load": list(os.getloadavg()),
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "trl", "peft")},
-    }
-
-
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="a model's name, or tiny")
@@ -229,7 +218,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
         print(json.dumps(grown(options.memory, options)))
         return {}
     names = options.select.split(",")
-    described = machine()
+    described = machine(*TRAINERS)
     model, records = prepare(options.model, options)
     races = {name: race(model, records, name, options) for name in names}
     # Hugging Face's trainers print to stdout, which is the result's.

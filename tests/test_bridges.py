@@ -144,6 +144,7 @@ def test_a_metric_outside_0_to_1_is_refused_by_its_name_and_sample(tmp_path: Pat
         (TINY_COLOURS, lambda rows: rows.append(rows[1]), 'line 5: sample "1" of task tiny_colours is there twice'),
         (COLOURS, lambda rows: rows[3].pop("doc_id"), 'line 4: the sample has no "doc_id"'),
         (COLOURS, lambda rows: rows[3].update(resps=[]), 'line 4: sample "3" has no answer'),
+        (COLOURS, lambda rows: rows[2]["resps"][1].__setitem__(0, ["lost", "False"]), "sample \"2\" has 'lost' for a log-likelihood"),
         (TINY_COLOURS, lambda rows: [rows[0].pop("resps"), rows[0].update(filtered_resps=[])], 'line 1: sample "0" has no answer'),
         (TINY_COLOURS, lambda rows: rows[2].update(input=" "), 'line 3: sample "2" has no prompt'),
         (COLOURS, lambda rows: rows[2].update(arguments={}), 'line 3: sample "2" has no prompt'),

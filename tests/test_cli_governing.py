@@ -135,7 +135,15 @@ def test_a_folders_signature_is_checked(shell: Shell) -> None:
     assert "belong together" in shell("verify", recorded / "folder", code=2)["error"]["message"]
 
 
-@pytest.mark.parametrize(("text", "words"), [("- 1\n", "is no mapping"), ("a: [", "is no YAML"), ("people: []\n", "people: ")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- 1\n", "is no mapping"),
+        ("a: [", "is no YAML"),
+        ("people: []\n", "people: "),
+        ("single_person: false\nsingle_person: true\n", "is no YAML"),
+    ],
+)
 def test_a_policy_file_that_is_none_is_told(shell: Shell, tmp_path: Path, text: str, words: str) -> None:
     shell("keys", "new", "ada")
     (tmp_path / "policy.yaml").write_text(text)

@@ -107,10 +107,10 @@ def _measurement(name: str, recipe: Recipe | None, registry: str, screen: Screen
 
 def _write_page(path: Path, before: Measurement, after: Measurement, rows: Sequence[Comparison], recipe: Recipe | None) -> None:
     from selectune.pipeline.comparing import page
-    from selectune.pipeline.preparing import read_examples
+    from selectune.pipeline.suites import recipe_suite
     from selectune.reporting.comparison import write_comparison
 
-    write_comparison(page(before, after, rows, read_examples(recipe).suite if recipe else None), path)
+    write_comparison(page(before, after, rows, recipe_suite(recipe) if recipe else None), path)
 
 
 def _print_comparisons(console: Console, rows: Sequence[Comparison], html: Path | None) -> None:

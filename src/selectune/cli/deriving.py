@@ -12,6 +12,7 @@ from rich.console import Console
 
 from selectune.cli.options import DEFAULT_REGISTRY, AsJson, RegistryUrl
 from selectune.cli.screen import Screen
+from selectune.cli.versions import Actor
 from selectune.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 First = Annotated[str, typer.Argument(metavar="A", help="An update's id, the beginning of one, or a name.")]
 Second = Annotated[str, typer.Argument(metavar="B", help="Another update.")]
-Actor = Annotated[str | None, typer.Option("--actor", metavar="WHO", help="Who; the login name without it.")]
 Name = Literal["linear", "ties", "dare"]
 
 

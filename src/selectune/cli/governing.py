@@ -117,18 +117,17 @@ def sign(
 
 
 def _policy_of(file: Path, previous: str | None) -> Any:
-    import yaml
-
-    from selectune.errors import DocumentError
+    from selectune.errors import DocumentError, RecipeError
     from selectune.governance import Policy
     from selectune.hashing import canonical
+    from selectune.recipe.reading import parse_yaml
 
     try:
-        value = yaml.safe_load(file.read_bytes())
-    except OSError as error:
-        raise DocumentError(f"cannot be read ({error.strerror})", where=str(file), then="Give a file that exists.") from error
-    except yaml.YAMLError as error:
-        raise DocumentError(f"is no YAML ({' '.join(str(error).split())[:200]})", where=str(file), then="Correct it.") from error
+        value = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"cannot be read ({error})", where=str(file), then="Give a file that exists, in UTF-8.") from error
+    except RecipeError as error:
+        raise DocumentError(f"is no YAML ({error.what})", where=error.where, then=error.then) from error
     if not isinstance(value, dict):
         raise DocumentError("is no mapping", where=str(file), then="See docs/how-to/approve-and-sign.md for one.")
     return Policy.parse(canonical({"previous": previous, **value}), str(file))

@@ -15,8 +15,9 @@ from selectune.components.slices import Region, region_shape
 from selectune.delta.bits import flip, outside_digest, read, torch_dtype, write
 from selectune.delta.encoding import Bytes
 from selectune.delta.format import Delta, Part, Touched
+from selectune.delta.values import parts_of, touched, wide
 from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
-from selectune.hashing import DTYPES, Entry, Manifest, canonical, dtype_name, manifest, tensor_digest, tensor_entry
+from selectune.hashing import Entry, Manifest, canonical, dtype_name, manifest, tensor_digest, tensor_entry
 from selectune.network import bare, state
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def onto(delta: Delta, parent: Manifest, model: Model | None = None) -> Delta:
 
 def after(delta: Delta, parent: Manifest) -> Manifest:
     """What the delta makes of its parent's tensors."""
-    return parent.replace({name: Entry(dtype=one.dtype, shape=one.shape, sha256=one.new) for name, one in delta.tensors.items()})
+    return touched(parent, delta.tensors)
 
 
 def _recast(delta: Delta, name: str, tensor: torch.Tensor, wanted: Entry) -> tuple[Touched, dict[Region | None, Part]] | None:
@@ -145,7 +146,7 @@ def _recast(delta: Delta, name: str, tensor: torch.Tensor, wanted: Entry) -> tup
     start = old.to(torch_dtype(wanted.dtype), copy=True)
     if tensor_digest(old) != one.old or tensor_entry(start) != wanted:
         return None
-    mine = [part for part in delta.parts if part.parameter == name]
+    mine = list(parts_of(delta, name))
     for part in mine:
         flip(old, part.slice, part.bits(delta.itemsize(part)))
     goal = old.to(torch_dtype(wanted.dtype))
@@ -329,10 +330,10 @@ def _between(old: Bytes, change: Bytes, dtype: str, share: float, name: str) -> 
             where="interpolate",
             then="Leave it out of the selection.",
         )
-    wide = torch.float64 if DTYPES[dtype][1] >= 4 else torch.float32
-    start, stop = torch.from_numpy(old).view(kind).to(wide), torch.from_numpy(new).view(kind).to(wide)
+    computed = wide(kind)
+    start, stop = torch.from_numpy(old).view(kind).to(computed), torch.from_numpy(new).view(kind).to(computed)
     mixed = (start + share * (stop - start)).to(kind)
-    wrong = int((~torch.isfinite(mixed.to(wide)) & torch.isfinite(start) & torch.isfinite(stop)).sum())
+    wrong = int((~torch.isfinite(mixed.to(computed)) & torch.isfinite(start) & torch.isfinite(stop)).sum())
     if wrong:
         raise DeltaError(
             f'{wrong} numbers of "{name}" overflow {dtype} at share {share}', where="interpolate", then="Use a share between 0 and 1."

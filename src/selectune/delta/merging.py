@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selectune.components.slices import Region, views
+from selectune.components.slices import Region, mask
 from selectune.delta.bits import bit_view
 from selectune.delta.format import Delta
-from selectune.delta.values import Read, build, checked, child_of, real, regions_of, rounded, shift, wide
+from selectune.delta.values import Read, build, checked, child_of, parts_of, real, regions_of, rounded, shift, wide
 from selectune.errors import DeltaError, InputError, WrongParent
 from selectune.hashing import Manifest, tensor_digest
 
@@ -224,20 +224,12 @@ def _combined(deltas: Sequence[Delta], name: str, regions: Sequence[Region | Non
     old = start.to(kind)
     # Only what moved differs: where bits agree the difference is zero, also of infinities.
     differences = [torch.where(bits != 0, child_of(start, bits).to(kind) - old, 0) for bits in shifts]
-    seeds, inside = [_seed(strategy, delta, name) for delta in deltas], [_inside(delta, name, one.shape) for delta in deltas]
+    seeds = [_seed(strategy, delta, name) for delta in deltas]
+    # Which elements each delta could have moved.
+    inside = [mask(one.shape, (part.slice for part in parts_of(delta, name))) for delta in deltas]
     total = strategy.combine(differences, seeds, inside)
     new = rounded(start, old + total, total != 0, name=name, where=_WHERE)
     return bit_view(start.contiguous()) ^ bit_view(new), tensor_digest(new)
-
-
-def _inside(delta: Delta, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Which elements of a tensor the delta could have moved."""
-    inside = torch.zeros(shape, dtype=torch.bool)
-    for part in delta.parts:
-        if part.parameter == name:
-            for view in views(inside, part.slice):
-                view.fill_(True)
-    return inside
 
 
 def _seed(strategy: Strategy, delta: Delta, name: str) -> int:

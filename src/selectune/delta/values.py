@@ -97,8 +97,13 @@ def build(
         bits, new = change(name)
         tensors[name] = Touched(dtype=old.dtype, shape=old.shape, old=old.sha256, new=new)
         parts += [Part.of(name, region, region_shape(old.shape, region), np.ascontiguousarray(read(bits, region))) for region in regions]
-    child = parent.replace({name: Entry(dtype=one.dtype, shape=one.shape, sha256=one.new) for name, one in tensors.items()})
+    child = touched(parent, tensors)
     return Delta(parent=parent.id, child=child.id, patterns=patterns, tensors=tensors, parts=tuple(parts), meta=dict(meta))
+
+
+def touched(parent: Manifest, tensors: Mapping[str, Touched]) -> Manifest:
+    """The parent's tensors with these as a delta leaves them."""
+    return parent.replace({name: Entry(dtype=one.dtype, shape=one.shape, sha256=one.new) for name, one in tensors.items()})
 
 
 def checked(read_: Read, name: str, sha256: str, where: str) -> Tensor:

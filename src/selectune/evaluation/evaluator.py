@@ -17,8 +17,7 @@ from selectune.errors import DataError
 from selectune.evaluation.asking import Asker, Shared, asker, prompt_digest
 from selectune.evaluation.likelihood import Likelihood, Ranking, choice_likelihoods, text_likelihoods
 from selectune.evaluation.measurement import Measurement, Sample, check_differs
-from selectune.evaluation.scorers import Reference
-from selectune.evaluation.suite import Suite, Task, answer_index, answers_offered, choices_of
+from selectune.evaluation.suite import Suite, Task, answer_index, answers_offered, choices_of, cluster_of, score
 from selectune.evaluation.undisturbed import undisturbed
 from selectune.evaluation.writing import end_tokens, settled, write
 from selectune.hashing import digest
@@ -236,8 +235,8 @@ def _choices(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample
     ranked = choice_likelihoods(asker, records, offered, batch=batch, done=count.add)
     for record, choices, likelihoods in zip(records, offered, ranked, strict=True):
         reading = _reading(record, choices, likelihoods)
-        output, score = reading.pop("output"), reading.pop("score")
-        samples.append(_sample(task, record, asker.encoder.prompt(record), output=output, score=score, extra=reading))
+        output, found = reading.pop("output"), reading.pop("score")
+        samples.append(_sample(task, record, asker.encoder.prompt(record), output=output, score=found, extra=reading))
     return samples
 
 
@@ -264,31 +263,21 @@ def _texts(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
         if likelihood.tokens == 0:
             where = f'task {task.name}: record "{record.id}"'
             raise DataError("it has no words of the assistant after its first token", where=where, then="Give text of two tokens or more.")
-        score = likelihood.total / likelihood.tokens
-        samples.append(_sample(task, record, row, output="", score=score, extra={"tokens": likelihood.tokens}))
+        mean = likelihood.total / likelihood.tokens
+        samples.append(_sample(task, record, row, output="", score=mean, extra={"tokens": likelihood.tokens}))
     return samples
 
 
 def _scored(task: Task, record: Record, prompt: Encoded, output: str, extra: dict[str, Any]) -> Sample:
-    judge = task.judge
-    where = f'task {task.name}: record "{record.id}"'
-    try:
-        score = float(judge(output, Reference.of(record)))
-    except DataError as error:
-        raise DataError(error.what, where=where, then=error.then) from error
-    if not 0 <= score <= 1:
-        raise DataError(f"its score is {score}, outside 0 to 1", where=where, then="Correct the scorer.")
-    return _sample(task, record, prompt, output=output, score=score, extra=extra)
+    found = score(task.judge, record, output, where=f"task {task.name}")
+    return _sample(task, record, prompt, output=output, score=found, extra=extra)
 
 
 def _sample(task: Task, record: Record, prompt: Encoded, *, output: str, score: float, extra: dict[str, Any]) -> Sample:
-    cluster = record.meta.get("cluster")
-    if cluster is None:
-        cluster = record.pictures[0].digest if record.pictures else record.id
     return Sample(
         task=task.name,
         id=record.id,
-        cluster=str(cluster),
+        cluster=cluster_of(record),
         prompt_digest=prompt_digest(prompt),
         output=output,
         reference=record.answer,

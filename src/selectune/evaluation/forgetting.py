@@ -11,7 +11,7 @@ import numpy as np
 from selectune.errors import DataError, InputError
 from selectune.evaluation.matrix import Matrix, Measured, align, taught_stages
 from selectune.statistics import Estimate
-from selectune.statistics.intervals import Codes, Floats, is_bounded
+from selectune.statistics.intervals import Codes, Floats, checked, is_bounded
 
 DRAWS = 4000
 _AT_ONCE = 200
@@ -127,8 +127,7 @@ def _ends(values: Floats, level: float, seed: int) -> tuple[float, float]:
 def _task(stages: Sequence[Sequence[Measured]], name: str) -> _Task:
     pairs = align([measurement for run in stages for measurement in run], name)
     scores = np.stack(pairs.scores).reshape(len(stages), len(stages[0]), -1)
-    order = {cluster: number for number, cluster in enumerate(dict.fromkeys(pairs.clusters))}
-    return _Task(name=name, scores=scores, codes=np.array([order[cluster] for cluster in pairs.clusters], dtype=np.int64))
+    return _Task(name=name, scores=scores, codes=checked(pairs.scores[0], pairs.clusters)[1])
 
 
 def _metrics(

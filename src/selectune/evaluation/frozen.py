@@ -30,7 +30,6 @@ class Frozen:
         self.layers = layers
         self.index = index
         self.key = key
-        self.hits = 0
 
     def run(self, inputs: dict[str, Any], cache: Any, group: str) -> Any:
         """The network's output for `inputs`, which continue `cache`; from layer `index` on where this `group` was seen before."""
@@ -45,7 +44,6 @@ class Frozen:
                 made |= {f"keys {number}": layer.keys[:, :, -width:].clone(), f"values {number}": layer.values[:, :, -width:].clone()}
             self.store.keep(name, made)
             return output
-        self.hits += 1
         bare = {name: value for name, value in inputs.items() if name != "mm_encoder_outputs"}
         with begun(self.layers, self.index, kept["states"]):
             output = self._net(**bare, past_key_values=cache, use_cache=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from selectune.errors import DataError
-from selectune.evaluation.scorers import Reference, scorer
+from selectune.evaluation.scorers import scorer
+from selectune.evaluation.suite import score
 
 if TYPE_CHECKING:
     from selectune.evaluation.measurement import Measurement
@@ -25,10 +26,4 @@ def rescore(measurement: Measurement, task: Task, name: str) -> dict[str, float]
     if set(samples) != {record.id for record in task.records}:
         raise DataError("the measurement is of other records", where=where, then="Measure the task as it is now.")
     judge = scorer(name, task.references)
-    found = {}
-    for record in task.records:
-        try:
-            found[record.id] = judge(samples[record.id].output, Reference.of(record))
-        except DataError as error:
-            raise DataError(error.what, where=f'{where}: record "{record.id}"', then=error.then) from error
-    return found
+    return {record.id: score(judge, record, samples[record.id].output, where=where) for record in task.records}

@@ -125,6 +125,26 @@ def choices_of(record: Record) -> tuple[str, ...]:
     return tuple(str(choice) for choice in record.meta.get("choices") or ())
 
 
+def score(judge: Scorer, record: Record, output: str, *, where: str) -> float:
+    """What the scorer says of an output. Raises DataError, naming the record, for an answer it cannot read and a score outside 0..1."""
+    place = f'{where}: record "{record.id}"'
+    try:
+        found = float(judge(output, Reference.of(record)))
+    except DataError as error:
+        raise DataError(error.what, where=place, then=error.then) from error
+    if not 0 <= found <= 1:
+        raise DataError(f"its score is {found}, outside 0 to 1", where=place, then="Correct the scorer.")
+    return found
+
+
+def cluster_of(record: Record) -> str:
+    """What samples that are not independent share: ``meta["cluster"]``, else the picture, else the record itself."""
+    cluster = record.meta.get("cluster")
+    if cluster is None:
+        cluster = record.pictures[0].digest if record.pictures else record.id
+    return str(cluster)
+
+
 def _check(record: Record, kind: Kind, *, where: str) -> None:
     """Raises DataError where a record has no id, its prompt asks nothing, or there is no answer to score by."""
     place = f'{where}: record "{record.id}"'

@@ -16,33 +16,34 @@ __all__ = ["Approval", "Revocation", "Target", "approve", "check_approval", "che
 _MEANINGS = {"author": "submitted for", "approver": "approved for"}
 
 
-class Approval(Document):
-    """The signature below an update."""
-
-    kind: ClassVar[str] = "approval"
+class _Statement(Document):
+    """What somebody says of an update."""
 
     name: Printed
     """The signer's, as the policy prints it."""
-    role: Literal["author", "approver"]
-    meaning: Printed
-    """"approved for production", "submitted for production"."""
     utc: Utc
     update: Digest
     record: Digest
     """The update's record: its id, the gate's word, and the digests of the delta and of every attached measurement."""
 
 
-class Revocation(Document):
+class Approval(_Statement):
+    """The signature below an update."""
+
+    kind: ClassVar[str] = "approval"
+
+    role: Literal["author", "approver"]
+    meaning: Printed
+    """"approved for production", "submitted for production"."""
+
+
+class Revocation(_Statement):
     """The end of an update."""
 
     kind: ClassVar[str] = "revocation"
 
-    name: Printed
     role: Literal["approver", "admin"]
     reason: Printed
-    utc: Utc
-    update: Digest
-    record: Digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,7 @@ from pydantic import ValidationError
 from selectune.delta.files import sweep, temporary_name
 from selectune.errors import InputError, ResumeError, StorageError
 from selectune.evaluation.measurement import Measurement
+from selectune.governance.documents import now_text
 from selectune.recipe import Recipe, dump_recipe, parse_recipe
 from selectune.reporting.result import Document, NumberStage, Phase, QuickPoint, UpdateInfo, Verdict, write_whole
 
@@ -196,7 +197,7 @@ class Folder:
 
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return now_text(datetime.now(UTC))
 
 
 def open_run(out: Path, name: str, recipes: Sequence[Recipe], registry: str) -> tuple[RunDocument, Path]:

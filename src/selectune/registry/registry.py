@@ -14,7 +14,7 @@ from typing import Any, Literal
 from selectune.delta.format import Delta
 from selectune.errors import RegistryError, VerifyFailed, WrongParent
 from selectune.governance import statements
-from selectune.governance.documents import Envelope
+from selectune.governance.documents import Envelope, now_text
 from selectune.governance.heads import Witness, read_head, verify_head
 from selectune.governance.keys import PrivateKey, PublicKey
 from selectune.governance.policy import Policy
@@ -386,5 +386,4 @@ class Registry:
         return deltas
 
     def _event(self, kind: str, actor: str) -> dict[str, Any]:
-        utc = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {"utc": utc, "actor": actor, "kind": kind, "name": None, "subject": None}
+        return {"utc": now_text(self._clock()), "actor": actor, "kind": kind, "name": None, "subject": None}

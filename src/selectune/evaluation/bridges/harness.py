@@ -150,8 +150,18 @@ def _said(row: Mapping[str, Any], place: str) -> tuple[str, str]:
         raise DataError(f'sample "{_id(row, place)}" has no answer', where=place, then="Give the log as lm-eval wrote it.")
     if len(calls) == 1:
         return calls[0]["arg_0"], _text(responses[0][0])
-    likely = [_seconds(one[0][0] if isinstance(one[0], list) and one[0] else one[0]) for one in responses]
+    likely = [_likelihood(one[0], row, place) for one in responses]
     return calls[0]["arg_0"], str(calls[likely.index(max(likely))].get("arg_1", "")).strip()
+
+
+def _likelihood(value: Any, row: Mapping[str, Any], place: str) -> float:
+    """An option's log-likelihood, alone or with whether it was the greedy one, as numbers or as texts. None must pass for the likeliest."""
+    told = value[0] if isinstance(value, list) and value else value
+    try:
+        return float(told)
+    except (TypeError, ValueError) as error:
+        what = f'sample "{_id(row, place)}" has {str(told)[:40]!r} for a log-likelihood'
+        raise DataError(what, where=place, then="Give the log as lm-eval wrote it.") from error
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from selectune.errors import DataError, InputError, MissingPackage
 from selectune.evaluation.measurement import Measurement, Sample
-from selectune.evaluation.scorers import Reference
+from selectune.evaluation.suite import cluster_of, score
 from selectune.hashing import digest
 
 if TYPE_CHECKING:
@@ -109,20 +109,15 @@ def messages(record: Record) -> list[dict[str, Any]]:
 
 def _sample(task: Task, record: Record, answer: Request) -> Sample:
     output = answer.outputs[0].text.strip()
-    score = float(task.judge(output, Reference.of(record)))
-    if not 0 <= score <= 1:
-        where = f'task {task.name}: record "{record.id}"'
-        raise DataError(f"its score is {score}, outside 0 to 1", where=where, then="Correct the scorer.")
     pictures = [picture.digest for picture in record.pictures]
-    cluster = record.meta.get("cluster", pictures[0] if pictures else record.id)
     return Sample(
         task=task.name,
         id=record.id,
-        cluster=str(cluster),
+        cluster=cluster_of(record),
         prompt_digest=digest("prompt", {"ids": list(answer.prompt_token_ids or ()), "pictures": pictures}),
         output=output,
         reference=record.answer,
-        score=score,
+        score=score(task.judge, record, output, where=f"task {task.name}"),
         extra={"tokens": len(answer.outputs[0].token_ids)},
     )
 
