@@ -169,9 +169,10 @@ def _differences(measurements: Sequence[Measurement]) -> list[Difference]:
 def _readings(measurements: Sequence[Measurement]) -> list[SecondReading]:
     """Every stage's losses from the base, taken apart where samples were read twice."""
     found = []
-    for after in measurements[1:]:
-        for task in after.tasks:
-            read = readings(measurements[0], after, task)
+    for later in measurements[1:]:
+        base, after = on_common([measurements[0], later])
+        for task in base.tasks:
+            read = readings(base, after, task)
             if read is not None:
                 lost, knowledge, form = (Estimate.model_validate(one) for one in (read.lost, read.knowledge, read.form))
                 found.append(SecondReading(task=task, stage=after.stage, lost=lost, knowledge=knowledge, form=form))
