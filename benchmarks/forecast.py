@@ -32,8 +32,8 @@ from selectune.records import Encoder, Message, Record, Records, read_records
 from selectune.training import FeatureCache, Session, train
 from selectune.training.cut import first_layer
 from selectune.training.forecast import Load, forecast, outline
-from selectune.training.machine import SQUARE, measure
-from selectune.training.tracing import Pass, Span, trace
+from selectune.training.machine import measure
+from selectune.training.tracing import Span, trace
 
 RESULTS = Path(__file__).parent / "results" / "forecast.json"
 
@@ -121,7 +121,7 @@ def run(case: Case) -> dict[str, Any]:
     )
     span = Span(first=first_layer(selection), below=False, rows=case.rows, length=loaded.length)
     traced = trace(outline(model.net), model.map, selection.parameters, span)
-    machine = measure(model.net.dtype, traced.products if isinstance(traced, Pass) else SQUARE)
+    machine = measure(model.net.dtype, traced)
     found = forecast(model, selection, optim, loaded, machine=machine)
     assert found.seconds is not None
     measured = statistics.median(seconds[1:])

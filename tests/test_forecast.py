@@ -273,11 +273,31 @@ def test_time_is_forecast_only_where_rates_are_known_and_grows_with_the_work() -
 
 
 @pytest.mark.slow
-def test_a_machine_is_measured_by_real_products() -> None:
-    machine = measure(torch.float32, {(64, 64, 64, False, False): 1})
+def test_a_machine_is_measured_by_the_products_and_the_attention_of_a_pass() -> None:
+    model = a_model("llama")
+    selection = model.map.select(("attention",))
+    long = passed(model, selection, Load(rows=2, length=200, labels=8))
+    assert {kind[2:4] for kind in long.fused} == {(200, 8)}
+    assert {kind[4] for kind in long.fused} == {True, False}
+    assert not passed(model, selection, Load(rows=2, length=20, labels=8)).fused
+    machine = measure(torch.float32, long)
     assert machine.rate is not None
-    assert min(machine.rate, machine.bandwidth, machine.call, machine.streaming) > 0
+    assert machine.fused is not None
+    assert min(machine.rate, machine.fused, machine.bandwidth, machine.call, machine.streaming) > 0
+    assert measure(torch.float32).fused is None
     assert matrix_rate(torch.float32, {(32, 16, 8, True, False): 2}) > 0
+
+
+def test_recomputing_adds_a_forward_pass_to_the_time() -> None:
+    model = a_model("llama")
+    selection = model.map.select(("attention",))
+    machine = Machine(rate=1e9, bandwidth=1e9, call=1e-6, streaming=1e9)
+    kept, again = (forecast(model, selection, Optim(checkpointing=value), LOAD, machine=machine) for value in (False, True))
+    traced = passed(model, selection)
+    assert kept.seconds is not None
+    assert again.seconds is not None
+    products = (kept.work.forward + kept.work.attention / 3) / 1e9
+    assert again.seconds - kept.seconds == pytest.approx(products + traced.forward_moved / 1e9 + traced.forward_operations * 1e-6)
 
 
 RECIPE = """name: tiny

@@ -21,7 +21,7 @@ from selectune.training.machine import UNKNOWN, Machine, measure
 from selectune.training.preparing import sizes
 from selectune.training.room import Change, advice, changes, free, recompute
 from selectune.training.schedule import Schedule
-from selectune.training.tracing import Pass, Span, trace
+from selectune.training.tracing import Span, trace
 
 if TYPE_CHECKING:
     from selectune.pipeline.preparing import Prepared
@@ -262,7 +262,4 @@ def _machine(model: Model, prepared: Prepared, loads: Sequence[Load]) -> Machine
     """This machine's rates, its matrix rate for the products of the first lesson."""
     selection, net = prepared.selection, outline(model.net)
     span = Span(first=first_layer(selection), below=in_pictures(selection) is not None, rows=loads[0].rows, length=loads[0].length)
-    traced = trace(net, model.map, selection.parameters, span)
-    if not isinstance(traced, Pass) or not traced.products:
-        return measure(net.dtype)
-    return measure(net.dtype, traced.products)
+    return measure(net.dtype, trace(net, model.map, selection.parameters, span))

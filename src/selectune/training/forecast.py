@@ -242,7 +242,9 @@ def forecast(
     else:
         why = f"the pass was traced: {traced.saved / 1e6:,.0f} MB in {traced.layers} layers"
     memory = task.memory(traced, machine.device)
-    return Forecast(memory=memory, work=work, seconds=machine.step(work, traced, load.passes, task.count), reasons={"activations": why})
+    again = optim.checkpointing is True
+    seconds = machine.step(work, traced, passes=load.passes, trained=task.count, recomputed=again)
+    return Forecast(memory=memory, work=work, seconds=seconds, reasons={"activations": why})
 
 
 def rough(model: Model, selection: Selection, optim: Optim, load: Load) -> Memory:

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from selectune.errors import ModelError
 from selectune.network import walk
 from selectune.training.features import Tower, inject
-from selectune.training.kernels import SHORT, CompiledLayers
+from selectune.training.kernels import CompiledLayers, has_plain_attention
 from selectune.training.losses import cross_entropy
 from selectune.training.norms import LeanNorms
 from selectune.training.slicing import PartlyTrained
@@ -162,7 +162,7 @@ class Forward:
     def kernels(self, batch: Batch) -> Iterator[None]:
         """Inside, forward and backward pass of this batch run on what was settled; both inside, for one may recompute the other."""
         with ExitStack() as stack:
-            if self._device.type == "cpu" and batch.inputs["input_ids"].shape[1] <= SHORT:
+            if has_plain_attention(self._device.type, self._net.dtype, batch.inputs["input_ids"].shape[1]):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._leads_back:
                 stack.enter_context(_led_back(self._net.get_input_embeddings()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from selectune.components import map_model
 from selectune.training.norms import LeanNorms
-from selectune.training.tracing import Pass, Product, Span, trace
+from selectune.training.tracing import Fused, Pass, Product, Span, trace
 
 if TYPE_CHECKING:
     from selectune.training.forecast import Work
@@ -40,15 +41,22 @@ class Machine:
     """Seconds that one call of a kernel takes, however little it does."""
     streaming: float = 1e10
     """Bytes a second of an optimizer, whose tensors are in no cache."""
+    fused: float | None = None
+    """Multiplications and additions a second of a fused attention, forward and back; None: as of a matrix product."""
 
-    def step(self, work: Work, traced: Pass | str, passes: int, trained: int) -> float | None:
+    def step(self, work: Work, traced: Pass | str, *, passes: int, trained: int, recomputed: bool = False) -> float | None:
         """Seconds of one step; an optimizer reads and writes 40 bytes for each number that is trained."""
         if self.rate is None:
             return None
         optimizer = 40 * trained / self.streaming
+        attention, products = work.attention, work.total - work.attention
+        if recomputed:  # of attention a third is forward
+            attention, products = attention * 4 / 3, products + work.forward
         if isinstance(traced, str):
-            return work.total / self.rate / SHARE + optimizer
-        return work.total / self.rate + passes * (traced.moved / self.bandwidth + traced.operations * self.call) + optimizer
+            return (products + attention) / self.rate / SHARE + optimizer
+        moved, calls = traced.moved + recomputed * traced.forward_moved, traced.operations + recomputed * traced.forward_operations
+        rest = passes * (moved / self.bandwidth + calls * self.call)
+        return products / self.rate + attention / (self.fused or self.rate) + rest + optimizer
 
 
 UNKNOWN = Machine()
@@ -59,12 +67,14 @@ SQUARE: Mapping[Product, int] = {(2048, 2048, 2048, False, False): 1}
 """The product by which machines are compared."""
 
 
-def measure(dtype: torch.dtype, products: Mapping[Product, int] = SQUARE, device: str = "cpu") -> Machine:
-    """This machine's rates in `dtype`, in about two seconds; the matrix rate is that of `products`, such as a traced pass has them."""
+def measure(dtype: torch.dtype, traced: Pass | str = "", device: str = "cpu") -> Machine:
+    """This machine's rates in `dtype`, in about two seconds; those of products and attention as a traced pass has them, if there is one."""
     call = _call(device)
+    products, fused = (traced.products, traced.fused) if isinstance(traced, Pass) else ({}, {})
     return Machine(
         device=device,
-        rate=matrix_rate(dtype, products, device),
+        rate=matrix_rate(dtype, products or SQUARE, device),
+        fused=fused_rate(dtype, fused, device) if fused else None,
         bandwidth=_bandwidth(dtype, device, call),
         call=call,
         streaming=_streaming(device),
@@ -83,6 +93,27 @@ def matrix_rate(dtype: torch.dtype, products: Mapping[Product, int] = SQUARE, de
         flops += 2.0 * rows * inner * columns * count
         seconds += one * (rows * inner) / (few * short) * count
     return flops / seconds
+
+
+def fused_rate(dtype: torch.dtype, calls: Mapping[Fused, int], device: str = "cpu", times: int = 3) -> float:
+    """Multiplications and additions a second over all calls of a fused attention, the masked half left out: medians of `times`."""
+    work = seconds = 0.0
+    for (rows, heads, length, width, back), count in calls.items():
+        query, key, value = (torch.randn(rows, heads, length, width, device=device).to(dtype).requires_grad_() for _ in range(3))
+
+        def forward(query: Tensor = query, key: Tensor = key, value: Tensor = value) -> Tensor:
+            return scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        out = forward()
+        grad = torch.randn_like(out)
+
+        def backward(out: Tensor = out, grad: Tensor = grad, inputs: Sequence[Tensor] = (query, key, value)) -> Tensor:
+            return torch.autograd.grad(out, inputs, grad, retain_graph=True)[0]
+
+        one = _median(backward if back else forward, device, times)
+        work += 2.0 * rows * heads * length**2 * width * (2 if back else 1) * count
+        seconds += one * count
+    return work / seconds
 
 
 def _matrix(rows: int, columns: int, turned: bool, dtype: torch.dtype, device: str) -> Tensor:

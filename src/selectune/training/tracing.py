@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selectune.network import parameters
 from selectune.training.cut import find_layers
-from selectune.training.kernels import SHORT
+from selectune.training.kernels import has_plain_attention
 from selectune.training.norms import LeanNorms
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ Product = tuple[int, int, int, bool, bool]
 """Rows, inner size and columns of a matrix product, and whether its left and its right side lie transposed in memory."""
 
 
+Fused = tuple[int, int, int, int, bool]
+"""Samples, heads, length and width of a head of a fused attention, and whether it is its backward pass."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """One forward and backward pass of the language tower, from the first trained layer on."""
@@ -54,10 +58,15 @@ class Pass:
     """Bytes that everything but matrix products reads and writes."""
     operations: int
     """Calls into torch's kernels."""
+    forward_moved: int
+    """The forward pass' share of `moved`; what is recomputed does it twice."""
+    forward_operations: int
     largest: int
     """Bytes of the largest tensor that is made on the way."""
     products: dict[Product, int] = field(default_factory=dict)
     """How often each matrix product occurs; batches of products are counted by `flops` and `moved` alone."""
+    fused: dict[Fused, int] = field(default_factory=dict)
+    """How often each kind of fused attention occurs."""
 
 
 class _Tape(TorchDispatchMode):
@@ -67,6 +76,7 @@ class _Tape(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.moved = self.operations = self.largest = 0
         self.products: dict[Product, int] = {}
+        self.fused: dict[Fused, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -80,6 +90,10 @@ class _Tape(TorchDispatchMode):
             left, right = args[-2:]
             shape = (left.shape[0], left.shape[1], right.shape[1], not left.is_contiguous(), not right.is_contiguous())
             self.products[shape] = self.products.get(shape, 0) + 1
+        elif name.startswith("_scaled_dot_product_flash_attention"):
+            back = "backward" in name
+            kind: Fused = (*args[1 if back else 0].shape, back)
+            self.fused[kind] = self.fused.get(kind, 0) + 1
         else:
             inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
             self.moved += sum(one.numel() * one.element_size() for one in (*inputs, *outputs))
@@ -137,11 +151,12 @@ def _trace(net: Any, found: ComponentMap, span: Span) -> Pass:
     with ExitStack() as stack:
         stack.enter_context(norms.used())
         stack.enter_context(_entered(layers, span.first, needs_gradient=span.below))
-        stack.enter_context(_kernel(span.device, span.length))
+        stack.enter_context(_kernel(span, net.dtype))
         counter = stack.enter_context(FlopCounterMode(display=False))
         stack.enter_context(tape)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = decoder(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+        before = (tape.moved, tape.operations)
         saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
         if output.requires_grad:
             output.backward(torch.empty_like(output))
@@ -151,8 +166,11 @@ def _trace(net: Any, found: ComponentMap, span: Span) -> Pass:
             flops=counter.get_total_flops(),
             moved=tape.moved,
             operations=tape.operations,
+            forward_moved=before[0],
+            forward_operations=before[1],
             largest=tape.largest,
             products=tape.products,
+            fused=tape.fused,
         )
 
 
@@ -198,9 +216,9 @@ def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 @contextmanager
-def _kernel(device: str, length: int) -> Iterator[None]:
-    """The kind of attention that `device` has: plain products, or a fused kernel."""
-    mode = sdpa_kernel(SDPBackend.MATH) if device == "cpu" and length <= SHORT else _Fused()
+def _kernel(span: Span, dtype: torch.dtype) -> Iterator[None]:
+    """The kind of attention that the span's device has: plain products, or a fused kernel."""
+    mode = sdpa_kernel(SDPBackend.MATH) if has_plain_attention(span.device, dtype, span.length) else _Fused()
     with mode:
         yield
 
