@@ -133,6 +133,16 @@ def test_the_matrix_over_runs_has_their_mean_scores_with_intervals() -> None:
     assert low < (found.scores[1][0] or 0) < high
 
 
+def test_an_interval_of_the_matrix_does_not_leave_the_scale_of_scores() -> None:
+    runs = [
+        [measured("base", {"t": [0.0] * 8, "h": [1.0] * 8}), measured("t", {"t": [1.0] * 8, "h": [1.0] * good + [0.0] * (8 - good)})]
+        for good in (8, 8, 4)
+    ]
+    found = matrix_over(runs, ["h"], draws=500)
+    assert found.scores[1] == (pytest.approx(20 / 24),)
+    assert found.high[1] == (1.0,)
+
+
 def test_log_likelihoods_take_no_part_in_the_means() -> None:
     run = [measured("base", {"t": [0.0, 1.0], "text": [-2.0, -3.0]}), measured("t", {"t": [1.0, 1.0], "text": [-2.5, -3.0]})]
     assert forgetting([run], ["t"], ["text"], draws=100).keys() == {"target_learning", "target_overall"}

@@ -19,6 +19,8 @@ _AT_ONCE = 200
 
 Curve = Callable[[Floats], Floats]
 """A metric from mean scores [..., stages, tasks] to [...]."""
+_Metric = tuple[Curve, list[str], float, str | None]
+"""A curve, the tasks in it, the level of its interval, and its label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,21 +70,26 @@ def forgetting(
     metrics = _metrics(list(tasks), list(targets), list(held_out), names)
     if not metrics:
         return {}
+    return _with_the_worst(_estimates(metrics, tasks, draws, seed))
+
+
+def _estimates(metrics: Mapping[str, _Metric], tasks: Mapping[str, _Task], draws: int, seed: int) -> dict[str, Estimate]:
+    """Each metric with the interval of its draws."""
     means = np.stack([task.scores.mean(axis=2) for task in tasks.values()], axis=-1)
     drawn = _drawn(list(tasks.values()), draws, np.random.default_rng(seed))
-    estimates = {}
+    found = {}
     for name, (curve, members, level, label) in metrics.items():
         low, high = _ends(curve(drawn), level, seed)
         value = float(curve(means).mean())
-        estimates[name] = Estimate(
+        found[name] = Estimate(
             value=value,
             low=min(low, value),
             high=max(high, value),
             n=sum(tasks[task].scores.shape[2] for task in members),
-            method=_words(len(runs), draws, level),
+            method=_words(len(means), draws, level),
             label=label,
         )
-    return _with_the_worst(estimates)
+    return found
 
 
 def matrix_over(runs: Sequence[Sequence[Measured]], tasks: Sequence[str], *, draws: int = DRAWS, seed: int = 0) -> Matrix:
@@ -92,6 +99,10 @@ def matrix_over(runs: Sequence[Sequence[Measured]], tasks: Sequence[str], *, dra
     drawn = _drawn(found, draws, np.random.default_rng(seed))
     means = np.stack([task.scores.mean(axis=(0, 2)) for task in found], axis=-1)
     ends = np.array([[_ends(drawn[:, :, row, column], 0.95, seed) for column in range(len(tasks))] for row in range(len(rows))])
+    # The spread between runs is widened about the mean, past the ends of a scale that has any; log-likelihoods have none above or below.
+    for column, task in enumerate(found):
+        if task.scores.min() >= 0.0 and task.scores.max() <= 1.0:
+            ends[:, column] = ends[:, column].clip(0.0, 1.0)
 
     def grid(numbers: Floats) -> tuple[tuple[float | None, ...], ...]:
         return tuple(tuple(float(number) for number in row) for row in numbers)
@@ -130,9 +141,7 @@ def _task(stages: Sequence[Sequence[Measured]], name: str) -> _Task:
     return _Task(name=name, scores=scores, codes=checked(pairs.scores[0], pairs.clusters)[1])
 
 
-def _metrics(
-    tasks: list[str], targets: list[str], held_out: list[str], stages: tuple[str, ...]
-) -> dict[str, tuple[Curve, list[str], float, str | None]]:
+def _metrics(tasks: list[str], targets: list[str], held_out: list[str], stages: tuple[str, ...]) -> dict[str, _Metric]:
     """Name to the metric, its tasks, the level of its interval, and a label; one entry for each stage that may be the worst."""
     last = len(targets)
     when = {task: k for k, task in enumerate(targets, start=1) if task in tasks}
@@ -153,7 +162,7 @@ def _metrics(
         weights = np.bincount([s for pair in pairwise(range(last + 1)) for s in pair]) / (2 * last)
         return lambda a: a[..., column[task]] @ weights - a[..., 0, column[task]]
 
-    found: dict[str, tuple[Curve, list[str], float, str | None]] = {}
+    found: dict[str, _Metric] = {}
     if when:
         found["target_learning"] = (mean([less(task, k, 0) for task, k in when.items()]), list(when), 0.95, None)
     if earlier:
