@@ -31,7 +31,8 @@ from selectune.recipe import Data, Optim
 from selectune.records import Encoder, Message, Record, Records, read_records
 from selectune.training import FeatureCache, Session, train
 from selectune.training.cut import first_layer
-from selectune.training.forecast import Load, forecast, outline
+from selectune.training.forecast import forecast, outline
+from selectune.training.load import Load
 from selectune.training.machine import measure
 from selectune.training.tracing import Span, trace
 

@@ -7,6 +7,12 @@ A suite of 1,000 items is asked in random order. An update loses a share of them
 loss is below the margin, and against it, and stops when either bet wins. The goal is 40 % of the items or fewer on average where the update
 is harmless or plainly harmful, while one just at the margin passes no more often than the fixed test lets it: alpha. "Plainly harmful" is a
 true loss of twice the margin. Several stakes are set side by side; `selectune.statistics.betting` has the mixture.
+
+What no stake can better stands beside them. Every bet on a mean of bounded differences that a bad update cannot win has the form
+prod(1 + s_i (D_i + margin)), so that only the choice of s_i is free. "Best stake, known before" is the one that grows fastest for the very
+update that is drawn, which nobody knows. And whatever the test, sequential or not: if such an update passes with chance P, and one at the
+margin with chance alpha, it needs kl(P, alpha) / G items or more on average, G the growth of that best stake in nats an item (Wald 1945,
+Ann. Math. Stat. 16:117; G is the divergence from the nearest update at the margin).
 """
 
 from __future__ import annotations
@@ -85,6 +91,58 @@ def mixture(shares: Sequence[float]) -> Stake:
     return capital
 
 
+def best_stake(lost: Any, gained: Any, margin: float) -> Any:
+    """The stake on "the mean of D + margin is above 0" that grows fastest where D is -1, 0 and 1 with these shares; 0 where none does.
+
+    It is the smallest positive root of the derivative of E log(1 + s (D + margin)), times what makes it a polynomial.
+    """
+    low, none, high = margin - 1, margin, margin + 1
+    shares = lost * low, (1 - lost - gained) * none, gained * high
+    rise = shares[0] + shares[1] + shares[2]
+    turn = shares[0] * (none + high) + shares[1] * (low + high) + shares[2] * (low + none)
+    bend = low * none * high
+    root = (-turn - np.sqrt(np.maximum(turn**2 - 4 * bend * rise, 0.0))) / (2 * bend)
+    most = 0.999 / (1 - margin)
+    return np.where(rise <= 0, 0.0, np.where((root > 0) & (root < most), root, most))
+
+
+def growth(lost: float, gained: float, margin: float) -> float:
+    """Of that stake's capital, in nats an item."""
+    stake = float(best_stake(lost, gained, margin))
+    shares = ((lost, margin - 1), (1 - lost - gained, margin), (gained, margin + 1))
+    return sum(share * math.log1p(stake * value) for share, value in shares)
+
+
+def least(change: float, changed: float, margin: float, chance: float) -> float:
+    """Items that any test of error `ALPHA` needs on average to decide rightly on such an update with this chance."""
+    lost, gained = (changed - change) / 2, (changed + change) / 2
+    rate = growth(lost, gained, margin) if change > -margin else growth(gained, lost, -margin)
+    apart = chance * math.log(chance / ALPHA) + (1 - chance) * math.log((1 - chance) / (1 - ALPHA))
+    return apart / rate
+
+
+def assumed(gains: Floats, edge: float) -> Floats:
+    """The best stake for an update that changes nothing (against harm: that loses twice the margin), the share that changes plugged in."""
+    margin = 1 - edge
+    mean = 0.0 if margin > 0 else -2 * margin
+    seen = before((np.abs(gains - margin) > 0.5).astype(float))
+    changed = np.maximum((seen + 1) / (np.arange(gains.shape[1]) + 16), mean)
+    found: Floats = np.cumsum(np.log1p(best_stake((changed - mean) / 2, (changed + mean) / 2, margin) * gains), axis=1)
+    return found
+
+
+def known(change: float, changed: float) -> Stake:
+    """The best stakes for the very update that is drawn, for and against."""
+
+    def capital(gains: Floats, edge: float) -> Floats:
+        mean = change if edge < 1 else -change
+        stake = float(best_stake((changed - mean) / 2, (changed + mean) / 2, 1 - edge))
+        found: Floats = np.cumsum(np.log1p(stake * gains), axis=1)
+        return found
+
+    return capital
+
+
 METHODS: dict[str, Stake] = {
     "mixture of 16 even stakes": mixture(list(STAKES)),
     "mixture of 8 stakes, each twice the last": mixture([2.0**-k for k in range(8, 0, -1)]),
@@ -92,6 +150,7 @@ METHODS: dict[str, Stake] = {
     "plug-in, up to 0.9": plugged_in(0.9),
     "plug-in, up to half, with 20 pseudo-items": plugged_in(0.5, pseudo=20),
     "online Newton, up to half": newton(0.5),
+    "for no change, share that changes plugged in": assumed,
 }
 
 
@@ -147,6 +206,9 @@ def simulate(runs: int) -> dict[str, Any]:
             row["tango_exact_pass"] = power(margin, changed, ITEMS, change=change, alpha=ALPHA)
             if change == 0:
                 row["plan_for_power_.8"] = sample_size(margin, changed, alpha=ALPHA)
+            if change != -margin:
+                row["best stake, known before"] = judged(differences, margin, known(change, changed))
+                row["least items"] = {f"{chance:g}": least(change, changed, margin, chance) for chance in (0.8, 0.95)}
             rows[name] = row | {"methods": {method: judged(differences, margin, stake) for method, stake in METHODS.items()}}
         found[f"{margin:g}"] = rows
     return found
@@ -183,6 +245,11 @@ def show(found: dict[str, Any], summary: dict[str, Any]) -> None:
                 f"{method:44}"
                 + "".join(f"{cell['items']:>16.0%} / {cell['passed']:.3f} / {cell['failed']:.3f}"[-30:].rjust(30) for cell in cells)
             )
+        for name, row in rows.items():
+            if "least items" in row:
+                best, few = row["best stake, known before"], row["least items"]
+                print(f"  {name}: best stake {best['items']:.0%} / {best['passed']:.3f} / {best['failed']:.3f}; ", end="")
+                print(f"any test needs {few['0.8']:.0f} items for a chance of 0.8, {few['0.95']:.0f} for 0.95")
     for method, line in summary["methods"].items():
         print(f"{method:44}" + ", ".join(f"{name} {value:.3f}" for name, value in line.items()))
     print(f"goal of {GOAL:.0%} at margin {GATE_MARGIN:g}: {'met' if summary['met'] else 'not met'}")

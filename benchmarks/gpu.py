@@ -30,7 +30,8 @@ from train import ADAPTED, SELECTIONS, TRAINERS, ratios
 from selectune.models import Model, assemble
 from selectune.recipe import Optim
 from selectune.records import Encoder, Message, Record, Records
-from selectune.training.forecast import Load, forecast
+from selectune.training.forecast import forecast
+from selectune.training.load import Load
 from selectune.training.machine import Machine, matrix_rate
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

@@ -7,7 +7,7 @@
 Arms (`arms.py`) take turns, round by round, so that a machine that grows busy slows all of them. A round's figure is the median over its
 steps without the first, an arm's the median over its rounds; CPU seconds are given too, which a busy machine disturbs less.
 
-`gemm_share` is the work that a selection asks for (`selectune.training.forecast.required`: multiplications and additions of the forward
+`gemm_share` is the work that a selection asks for (`selectune.training.work.required`: multiplications and additions of the forward
 pass and of the activations' gradients from the first trained layer on, of the trained weights' gradients, of attention, and of the head at
 labelled positions) a second, as a share of what a square matrix product reaches in the same dtype, measured in every round. Memory is the
 growth of a process of its own above the weights, against masters, moments, gradients of the selection in the weights' dtype, and what the
@@ -41,7 +41,8 @@ from selectune.models import Model, load
 from selectune.recipe import Data, Optim
 from selectune.records import Encoder, Records, read_records
 from selectune.training import FeatureCache, Session, checkpoint, train
-from selectune.training.forecast import Forecast, Load, forecast
+from selectune.training.forecast import Forecast, forecast
+from selectune.training.load import Load
 from selectune.training.machine import matrix_rate
 
 SELECTIONS: dict[str, tuple[str, ...]] = {

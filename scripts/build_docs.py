@@ -23,7 +23,7 @@ import selectune
 from selectune import recipe as recipes
 from selectune.cli import app
 from selectune.evaluation.scorers import OVER_TASK, SCORERS
-from selectune.evaluation.tasks import all_tasks
+from selectune.evaluation.tasks import TaskSpec, all_tasks
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 TESTS = Path(__file__).parent.parent / "tests"
@@ -204,7 +204,18 @@ def tasks_page() -> str:
         lines += ["", f"## {spec.name}", "", f"**{spec.title}** ({spec.role}). {spec.about}"]
         if spec.kind != "perplexity":
             lines += ["", "```text", spec.prompt, *(f"{{{name}}} = {text!r}" for name, text in spec.parts.items()), "```"]
+        lines += ["", f"Second reading: {_second_reading(spec)}."]
     return "\n".join([*lines, ""])
+
+
+def _second_reading(spec: TaskSpec) -> str:
+    """What is ranked by likelihood beside what the model writes, and what is not and why."""
+    if spec.kind == "choice":
+        return "the letters are ranked, and nothing is written"
+    ranked = ["the letters of its choices"] if spec.likelihoods and spec.choices else []
+    ranked += [f"{' and '.join(spec.ranked)} where one of them is right"] if spec.ranked else []
+    told = [", and ".join(ranked)] if ranked else []
+    return "; ".join([*told, *([f"none for {spec.unranked}" if ranked else f"none, as {spec.unranked}"] if spec.unranked else [])])
 
 
 def scorers_page() -> str:

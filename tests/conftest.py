@@ -22,6 +22,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 hypothesis.settings.register_profile("selectune", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("selectune")
 
+pytest_plugins = ["database_fixtures"]
+
 IMAGE_TOKEN = 60
 TEXT: dict[str, Any] = {
     "hidden_size": 32,

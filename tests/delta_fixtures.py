@@ -19,7 +19,7 @@ from selectune.network import state
 def quick_disk(patch: pytest.MonkeyPatch) -> None:
     """Nothing waits for the disk: what a power cut would leave is not what most tests ask."""
     patch.setattr("os.fsync", lambda _: None)
-    patch.setattr("selectune.registry.events.SYNCHRONOUS", "OFF")
+    patch.setattr("selectune.registry.database.SYNCHRONOUS", "OFF")
 
 
 class Tied(nn.Module):

@@ -10,31 +10,23 @@ from functools import cache
 
 from PIL import Image, ImageDraw
 
-from selectune.reporting.pictures import thumbnail_url
-from selectune.reporting.result import (
+from selectune.reporting.document import Estimate
+from selectune.reporting.judged import Rule, Verdict
+from selectune.reporting.measured import (
     CaptionedPicture,
     Change,
     Difference,
-    Estimate,
-    Family,
     MatrixTable,
-    ModelInfo,
     NumberStage,
-    Phase,
     Probes,
-    QuickPoint,
     RecoveredTask,
-    Recovery,
-    Rule,
-    RunResult,
-    SelectionInfo,
     StageCaption,
-    StepPoint,
     Tally,
     TaskInfo,
-    UpdateInfo,
-    Verdict,
 )
+from selectune.reporting.pictures import thumbnail_url
+from selectune.reporting.result import RunResult
+from selectune.reporting.trained import Family, ModelInfo, Phase, QuickPoint, Recovery, SelectionInfo, StepPoint, UpdateInfo
 
 SKILLS = ("digits", "clocks")
 STAGES = ("base", *SKILLS)

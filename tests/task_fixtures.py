@@ -177,6 +177,7 @@ SMALL: Mapping[str, Small] = {
             for asked in ("is a tumour there?", "where?")
         ),
         answers=("yes", "liver"),
+        meta={"ranked": ("yes", "no")},
     ),
     "textvqa": Small(
         path="data/validation-00000-of-00001.parquet",

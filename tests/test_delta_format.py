@@ -134,7 +134,7 @@ def _set(where: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], N
 HOSTILE: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], None], str]] = [
     ("no metadata", lambda outer, _: outer.pop("__metadata__"), "exactly one key"),
     ("a second key", lambda outer, _: outer["__metadata__"].update(format="pt"), "exactly one key"),
-    ("another format", _set("inner.format", 2), "delta format '2', this version reads 1"),
+    ("another format", _set("inner.format", 3), "delta format '3', this version reads 1 and 2"),
     ("an unknown field", _set("inner.delta.extra", 1), "delta.extra: Extra inputs"),
     ("a bad id", _set("inner.delta.parent", "x" * 64), "delta.parent"),
     (

@@ -409,7 +409,7 @@ def test_a_measurement_that_cannot_be_written_leaves_nothing_behind(tmp_path: Pa
 def test_a_measurement_refuses_nan_and_one_id_twice() -> None:
     with pytest.raises(DataError, match='measurement "base": task q: sample "x": its score is nan'):
         made([sample(score=math.nan)])
-    with pytest.raises(DataError, match="two samples of one task share an id"):
+    with pytest.raises(DataError, match='measurement "base": task q: sample "x": it is there 2 times'):
         made([sample(), sample()])
 
 

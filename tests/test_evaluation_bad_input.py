@@ -20,9 +20,11 @@ from PIL import Image
 import evaluation_fixtures as made
 from selectune.errors import DataError
 from selectune.evaluation import Measurement, Sample, Suite, Task, evaluate
+from selectune.evaluation.tasks import task_of
 from selectune.pipeline import compare
 from selectune.recipe import Data
-from selectune.records import Picture, read_records
+from selectune.records import Message, Picture, Record, Records, read_records
+from task_fixtures import SMALL
 
 
 def sample(name: str, score: float = 1.0, **change: Any) -> Sample:
@@ -54,7 +56,7 @@ def test_a_saved_sample_with_nan_or_twice_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     measurement(sample("a"), sample("b")).save(path)
     table = pq.read_table(path)
-    for change, what in (({"score": math.nan}, 'sample "b": its score is nan'), ({"id": "a"}, "share an id")):
+    for change, what in (({"score": math.nan}, 'sample "b": its score is nan'), ({"id": "a"}, 'sample "a": it is there 2 times')):
         rows = table.to_pylist()
         rows[1] |= change
         pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
@@ -94,6 +96,43 @@ def test_a_scorer_that_gives_nan_is_told_with_the_record() -> None:
     suite = Suite(tasks=(Task(name="odd", records=made.questions(2, pictures=False), scorer=lambda output, reference: math.nan),))
     with pytest.raises(DataError, match=r'task odd: record ".*": its score is nan'):
         evaluate(made.llama(), suite)
+
+
+def asked(name: str, question: str = "What?", answer: str = "a", **meta: Any) -> Record:
+    turns = (Message(role="user", parts=(question,)), *((Message(role="assistant", parts=(answer,)),) if answer else ()))
+    return Record(id=name, messages=turns, meta=meta)
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings", "what"),
+    [
+        (asked(" "), {}, r"task t: record 2 has no id"),
+        (asked("a"), {}, r'rows: two records have the id "a"'),
+        (asked("b", answer="", answers=()), {}, r'task t: record "b": it has no right answer'),
+        (asked("b", answer="", answers=("", " ")), {}, r'task t: record "b": it has no right answer'),
+        (asked("b", question=" \n"), {}, r'task t: record "b": its prompt asks nothing'),
+        (asked("b", choices=("x", "y")), {"kind": "choice"}, r'task t: record "b": its answer "a" is 0 of its choices'),
+        (asked("b", choices=("a",)), {"kind": "choice"}, r'task t: record "b": it offers 1 choices'),
+        (asked("b", ranked=("x", "y")), {"likelihoods": True}, r'task t: record "b": its answer "a" is 0 of its choices'),
+    ],
+)
+def test_a_task_names_the_record_that_cannot_be_asked_or_scored(bad: Record, settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        Task(name="t", records=Records(items=(asked("a", choices=("a", "b")), bad), name="rows"), **settings)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_half_a_parquet_file_of_a_shipped_task_is_refused_by_its_name(tmp_path: Path, share: float) -> None:
+    path = SMALL["realworldqa"].write(tmp_path) / SMALL["realworldqa"].path
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(DataError, match=path.name):
+        task_of("realworldqa", Data(source=str(tmp_path), task="realworldqa"))
+
+
+def test_a_prompt_that_was_put_otherwise_in_one_file_is_named() -> None:
+    before = measurement(sample("a"), sample("b"), model_id="a")
+    with pytest.raises(DataError, match="sample 'b' was not asked the same in both"):
+        compare(before, measurement(sample("b", prompt_digest="other"), sample("a"), model_id="b"))
 
 
 def png(*chunks: tuple[bytes, bytes], side: int = 4) -> bytes:

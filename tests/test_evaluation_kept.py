@@ -19,6 +19,7 @@ from selectune.evaluation import Measurement, Reference, Suite, Task, evaluate, 
 from selectune.evaluation.asking import Shared
 from selectune.evaluation.kept import Kept
 from selectune.models import Model
+from selectune.records import Encoder
 
 ASKED = questions(5, pictures=False)
 
@@ -59,6 +60,20 @@ def test_a_second_measurement_is_read_and_says_so(tmp_path: Path) -> None:
     assert all("cached in" in line for line in said)
     assert ("q", 5, 5) in told
     assert evaluate(model, wanted).samples == first.samples, "and it is what measuring gives"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_record_is_encoded_once_whatever_is_asked_of_it(kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    real = {name: getattr(Encoder, name) for name in ("prompt", "encode")}
+    for name, method in real.items():
+        monkeypatch.setattr(Encoder, name, lambda self, row, method=method: seen.append(row.id) or method(self, row))
+    plain = Task(name="t", records=records(text("a", "a cat and a dog")), kind="perplexity")
+    wanted = Suite(tasks=(Task(name="q", records=ASKED), plain))
+    for _ in range(2):
+        seen.clear()
+        evaluate(llama(), wanted, shared=shared(tmp_path) if kept else None)
+        assert sorted(seen) == sorted([*(record.id for record in ASKED), "a"])
 
 
 def test_a_task_under_another_name_is_the_same_task(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies
-from transformers import JambaConfig, JambaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import JambaConfig, JambaForCausalLM, MistralConfig, MistralForCausalLM, T5Config, T5ForConditionalGeneration
 
 from evaluation_fixtures import llama, llava, picture, questions, record, records, text, tokenizer
 from selectune.delta import Delta, applied
+from selectune.errors import ModelError
 from selectune.evaluation import Suite, Task, evaluate, evaluator, writing
 from selectune.evaluation.asking import Shared, asker
 from selectune.evaluation.evaluator import evaluate_versions, in_turn
@@ -117,6 +118,30 @@ def test_a_model_whose_memory_is_of_another_kind_is_asked_by_generate_and_says_w
             made = model.net.generate(torch.tensor([ids]), max_new_tokens=5)[0, len(ids) :]
         assert sample.output == model.tokenizer.decode(writing.until_end(made.tolist(), [0]), skip_special_tokens=True).strip()
         assert len(sample.extra["choice"]["logprobs"]) == 4
+
+
+def test_a_model_with_an_encoder_is_asked_by_generate_and_its_likelihoods_are_refused() -> None:
+    torch.manual_seed(0)
+    words = tokenizer()
+    ends = {"decoder_start_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 40.0}
+    model = assemble("tiny-t5", T5ForConditionalGeneration(T5Config(vocab_size=len(words), **sizes, **ends)), words)
+    rows = questions(6, pictures=False)
+    found = evaluate(model, suite(rows), batch=1)
+    assert found.environment["way.pooled"] == "no: the model has an encoder, which reads a prompt at once"
+    assert len({sample.output for sample in found.samples} - {""}) > 1
+    for row, sample in zip(rows, found.samples, strict=True):
+        with undisturbed(model.net):
+            ids = asker(model).encoder.prompt(row).input_ids
+            made = model.net.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False)[0, 1:]
+        assert sample.output == words.decode(writing.until_end(made.tolist(), [0]), skip_special_tokens=True).strip()
+    for task in (
+        suite(rows, likelihoods=True),
+        suite(rows, kind="choice"),
+        suite(records(text("t", "Some plain words.")), kind="perplexity"),
+    ):
+        with pytest.raises(ModelError, match="it has an encoder, and records are laid out for a decoder"):
+            evaluate(model, task)
 
 
 def test_a_model_that_continues_otherwise_than_generate_is_found_out() -> None:

@@ -25,7 +25,8 @@ from selectune.quantising import quantise
 from selectune.recipe import Adapter, Optim, read_recipe
 from selectune.training import FeatureCache, Session
 from selectune.training.cut import first_layer
-from selectune.training.forecast import Forecast, Load, forecast, is_early, outline, required
+from selectune.training.forecast import Forecast, forecast, outline
+from selectune.training.load import Load
 from selectune.training.machine import Machine, matrix_rate, measure
 from selectune.training.masters import Masters
 from selectune.training.norms import LeanNorms
@@ -33,6 +34,7 @@ from selectune.training.room import Change, advice, changes
 from selectune.training.setup import prepare
 from selectune.training.stepping import Stepper
 from selectune.training.tracing import Pass, Span, trace
+from selectune.training.work import is_early, required
 from training_fixtures import attention, examples, optim
 from training_fixtures import tiny_model as assembled
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import tiny_model as tiny_net
@@ -19,17 +19,20 @@ from deriving_fixtures import base_folder, loaded, nudge
 from selectune.cli import app
 from selectune.components import map_model
 from selectune.components.covering import covering, smallest_preset
+from selectune.delta import apply
 from selectune.errors import ModelError, NotYet, SameModel
 from selectune.hashing import manifest
-from selectune.models import Model, check_folder, outline
-from selectune.network import parameters
+from selectune.models import Model, outline
+from selectune.network import class_name, parameters
 from selectune.pipeline import import_checkpoint, load_version
+from selectune.pipeline.adapters import FACTORS
 from selectune.pipeline.checkpoint import read_slots
 from selectune.pipeline.importing import Imported
 from selectune.pipeline.tensors import FolderTensors, LoadedTensors, open_tensors
 from selectune.recipe import Adapter
 from selectune.registry import Registry
 from selectune.training import train
+from selectune.untrusted import check_folder
 from small import small
 from training_fixtures import examples, optim
 from training_fixtures import tiny_model as trainable
@@ -169,7 +172,7 @@ EMBED, DOWN = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
         (lambda t: t.update({DOWN: t[DOWN].float()}), r"down_proj\.weight is F32 \[32, 48\] and was BF16 \[32, 48\]"),
         (lambda t: t.pop(DOWN), r"lacks 1 of the base's tensors: model\.layers\.0\.mlp\.down_proj\.weight"),
         (lambda t: t.update({"score.weight": torch.ones(2)}), r"score\.weight is not in the base"),
-        (lambda t: t.update({"<img src=x>": torch.ones(2)}), r"<img src=x> is not in the base"),
+        (lambda t: t.update({"<img src=x>": torch.ones(2)}), r"'<img src=x>' is no name of a tensor"),
     ],
 )
 def test_what_is_no_child_of_the_base_is_refused_by_name(
@@ -239,6 +242,48 @@ def test_an_adapter_gives_the_child_that_its_training_gave(
     folder = done.adapter.save(tmp_path / "adapter")
     found = import_checkpoint(folder, str(tmp_path / "base"), registry)
     assert found.delta.child == done.delta.child
+    _factors_make(registry.attachment(found.update, FACTORS), apply(trainable(family, dtype), found.delta), model)
+
+
+def _factors_make(file: bytes, child: Model, base: Model) -> None:
+    """The factors of a child say by which weights it differs; of plain linear layers their product, scaled, is the difference."""
+    scales = _scales(file)
+    held = load(file)
+    assert held.keys() == {f"{name}.{which}" for name in scales for which in "AB"}
+    before, after = parameters(base.net), parameters(child.net)
+    assert {name for name in before if not torch.equal(before[name], after[name])} <= scales.keys()
+    for name, scale in scales.items():
+        a, b = held[f"{name}.A"].float(), held[f"{name}.B"].float()
+        if class_name(base.net.get_submodule(name.rpartition(".")[0])) == "Linear":
+            made = (before[name].float() + b @ a * scale).to(before[name].dtype)
+            assert torch.allclose(made, after[name], atol=1e-6), name
+
+
+def _scales(file: bytes) -> dict[str, float]:
+    length = int.from_bytes(file[:8], "little")
+    metadata = json.loads(file[8 : 8 + length])["__metadata__"]
+    assert list(metadata) == ["factors"]
+    said = json.loads(metadata["factors"])
+    assert said.keys() == {"format", "scales"}
+    assert said["format"] == 1
+    scales: dict[str, float] = said["scales"]
+    return scales
+
+
+def test_an_adapters_factors_lie_with_its_update_and_a_checkpoint_has_none(base: Path, registry: Registry, tmp_path: Path) -> None:
+    folder = _written(tmp_path)
+    first = import_checkpoint(folder, str(base), registry)
+    file = registry.attachment(first.update, FACTORS)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert _scales(file) == {name: 2.0}
+    held, given = load(file), load_file(folder / "adapter_model.safetensors")
+    assert torch.equal(held[f"{name}.A"], given[f"{STEM}.lora_A.weight"])
+    assert torch.equal(held[f"{name}.B"], given[f"{STEM}.lora_B.weight"])
+    assert import_checkpoint(folder, str(base), registry).update == first.update, "the same adapter gives the same file"
+    shown = CliRunner().invoke(app, ["show", first.update, "--registry", str(tmp_path / "registry")])
+    assert f"{FACTORS}: {registry.show(first.update).attachments[FACTORS]}" in shown.stdout
+    tuned(base, tmp_path / "tuned", "attention")
+    assert registry.show(import_checkpoint(tmp_path / "tuned", str(base), registry).update).attachments == {}
 
 
 def _peft(base: Path, folder: Path, **settings: Any) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -319,7 +364,7 @@ STEM = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.update({"../../x": torch.ones(1)}), r"1 of its 3 tensors belong to no weight of the base, .*: \.\./\.\./x"),
+        (lambda t: t.update({"../../x": torch.ones(1)}), r"'\.\./\.\./x' is no name of a tensor"),
         (lambda t: t.update({f"{STEM.replace('q_', 'z_')}.lora_A.weight": torch.ones(4, 32)}), "belong to no weight of the base"),
         (lambda t: t.update({"base_model.model.model.norm.base_layer.weight": torch.zeros(32)}), "or are another one: base_model"),
         (lambda t: t.pop(f"{STEM}.lora_B.weight"), "one of the two matrices"),

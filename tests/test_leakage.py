@@ -192,6 +192,12 @@ def test_a_recipe_is_refused_for_near_duplicates_over_all_skills_and_told_of_the
     what = r"1 of 1 test records of fish are in the training of cats too, such as fish-1 \(a picture that looks the same as train-1\)"
     with pytest.raises(DataError, match=what):
         read_examples(recipe["refuse"])
-    notes = read_examples(recipe["report"]).notes
+    examples = read_examples(recipe["report"])
+    notes = examples.notes
+    assert [(one.learned, one.task, one.train.id, one.test.id) for one in examples.leaks] == [
+        ("cats", "fish", "train-1", "fish-1"),
+        ("cats (validation)", "fish", "validation-1", "fish-1"),
+    ]
+    assert examples.leaks[0].train.picture != examples.leaks[0].test.picture
     assert notes[-1] == "1 of 1 validation records of cats are in its training too, such as validation-1"
     assert "such as fish-1 (a picture that looks the same as train-1)" in notes[0]

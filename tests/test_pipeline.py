@@ -201,6 +201,12 @@ def test_a_leak_stops_a_run_before_anything_is_trained(tmp_path: Path, llama: Pa
         run(read_recipe(path), registry=str(tmp_path / "registry"), out=tmp_path / "runs")
     allowed = plan(read_recipe(path, ["leakage=report"]), lambda name: load_any(name, "none"))
     assert "1 of 2 test records of fish" in allowed.notes[0]
+    result = run(read_recipe(path, ["leakage=report", "optim.max_steps=1"]), registry=str(tmp_path / "registry"), out=tmp_path / "runs")
+    assert [(one.learned, one.task, one.how, one.train.id, one.test.id) for one in result.leaks] == [
+        ("cats", "fish", "the same words", "r3", "r3")
+    ]
+    assert result.report is not None
+    assert "In the training and in the test" in Path(result.report).read_text()
 
 
 @pytest.mark.parametrize(
@@ -239,6 +245,7 @@ def test_a_plan_says_what_would_train_and_shows_a_sample(tmp_path: Path, llama: 
 
 def test_an_adapter_is_kept_in_its_own_form_and_its_update_is_an_exact_one(tmp_path: Path, llama: Path) -> None:
     from safetensors import safe_open
+    from safetensors.torch import load
 
     recipe = read_recipe(write_recipe(tmp_path, llama), ["optim.adapter={kind: lora, rank: 2}", "optim.lr=0.02"])
     planned = plan(recipe, lambda name: load_any(name, "none"))
@@ -251,6 +258,10 @@ def test_an_adapter_is_kept_in_its_own_form_and_its_update_is_an_exact_one(tmp_p
         with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
             numbers = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118  # not a mapping
         assert planned.memory.masters == 4 * numbers
+        (made,) = (update for update in Registry.open(url).log() if update.skill == skill)
+        assert set(made.attachments) == {"factors.safetensors", "recipe.yaml"}
+        factors = load(Registry.open(url).attachment(made.id, "factors.safetensors"))
+        assert sum(factor.numel() for factor in factors.values()) == numbers
     assert load_any(result.updates[1].id, url).id == result.updates[1].child
     for phase in result.phases:
         assert phase.steps[-1].loss < phase.steps[0].loss

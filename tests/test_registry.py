@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from delta_fixtures import model_of, quick_disk, step_of, tied
+from selectune.cli import app
 from selectune.delta import Delta
-from selectune.errors import DeltaError, MissingPackage, NotYet, RegistryError, StorageError, VerifyFailed, WrongParent
+from selectune.errors import DeltaError, EventMalformed, MissingPackage, NotYet, RegistryError, StorageError, VerifyFailed, WrongParent
 from selectune.hashing import canonical, digest
 from selectune.registry import Registry, Update
+from selectune.registry.blobs import FolderBlobs
+from selectune.registry.checking import _names
+from selectune.registry.events import Event
+from selectune.registry.kinds import check_event
 
 PARTS = {"q.weight": ((0, 0, 4, 1),), "o.weight": None}
 
@@ -52,7 +60,13 @@ def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(name="registry")
-def _registry(tmp_path: Path) -> Registry:
+def _registry(registry_url: str) -> Registry:
+    return Registry.open(registry_url, create=True, clock=Clock())
+
+
+@pytest.fixture(name="local")
+def _local(tmp_path: Path) -> Registry:
+    """One in a folder, for what is SQLite's."""
     return Registry.open(tmp_path / "registry", create=True, clock=Clock())
 
 
@@ -251,6 +265,13 @@ def test_opening_twice_with_create_keeps_what_is_there(registry: Registry, delta
     assert again.head() == registry.head()
 
 
+def _objects(registry: Registry) -> Path:
+    """The folder of its objects."""
+    blobs = registry._blobs
+    assert isinstance(blobs, FolderBlobs)
+    return blobs.folder
+
+
 def _sql(registry: Registry) -> sqlite3.Connection:
     return sqlite3.connect(Path(registry.where) / "registry.sqlite", isolation_level=None)
 
@@ -268,9 +289,9 @@ def test_what_was_acknowledged_is_on_the_disk(tmp_path: Path, deltas: list[Path]
     assert found == {"synchronous": 2, "foreign_keys": 1, "journal_mode": "wal"}
 
 
-def test_the_database_refuses_to_change_or_skip_an_event(registry: Registry, deltas: list[Path]) -> None:
-    _add_all(registry, deltas)
-    connection = _sql(registry)
+def test_the_database_refuses_to_change_or_skip_an_event(local: Registry, deltas: list[Path]) -> None:
+    _add_all(local, deltas)
+    connection = _sql(local)
     for statement in (
         "UPDATE events SET actor = 'mallory' WHERE seq = 2",
         "DELETE FROM events WHERE seq = 4",
@@ -282,7 +303,7 @@ def test_the_database_refuses_to_change_or_skip_an_event(registry: Registry, del
             connection.execute(statement)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
-    assert registry.verify().ok
+    assert local.verify().ok
 
 
 def test_large_and_whole_numbers_in_metrics_keep_the_hashes(registry: Registry, deltas: list[Path]) -> None:
@@ -313,7 +334,7 @@ def test_two_writers_that_add_the_same_leave_one(tmp_path: Path, deltas: list[Pa
 
 
 def test_a_crash_before_the_event_leaves_a_registry_that_is_whole(registry: Registry, deltas: list[Path]) -> None:
-    blobs = Path(registry.where) / "blobs" / "sha256"
+    blobs = _objects(registry)
     (blobs / ".partial-0123").write_bytes(b"half")
     (blobs / digest("x", 1)).write_bytes(b"an object without an event")
     _add_all(registry, deltas)
@@ -339,6 +360,7 @@ import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from selectune.errors import StorageError
 from selectune.registry import Registry, Update
+from selectune.registry.blobs import FolderBlobs
 registry = Registry.open({registry.where!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
@@ -359,7 +381,8 @@ except StorageError as error:
     [
         ("mysql://host/x", (NotYet, RegistryError), "a registry at mysql://"),
         ("postgresql+psycopg://host/x", RegistryError, r"End it with \?blobs=FOLDER"),
-        ("postgresql+psycopg://host/x?blobs=s3://bucket", RegistryError, "which local or shared folder"),
+        ("postgresql+psycopg://host/x?blobs=gs://bucket", (NotYet, RegistryError), "a registry at gs://"),
+        ("s3://key:secret@bucket/x", RegistryError, r"s3://bucket/x.* is no plain address"),
         ("nothing://", (NotYet, RegistryError), "a registry at nothing://|no URL of a database"),
     ],
 )
@@ -370,7 +393,7 @@ def test_urls_that_cannot_be_used_are_told(url: str, kind: type[Exception], word
 
 def test_a_missing_database_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(MissingPackage, match="pip install psycopg"):
+    with pytest.raises(MissingPackage, match=r"pip install .selectune\[postgres\]."):
         Registry.open("postgresql+psycopg://host/x?blobs=/tmp")
 
 
@@ -383,7 +406,50 @@ def test_a_broken_report_names_every_problem(registry: Registry, deltas: list[Pa
     assert caught.value.exit_code == 1
 
 
-def test_an_event_holds_canonical_text(registry: Registry, deltas: list[Path]) -> None:
-    _add_all(registry, deltas)
-    for (body,) in _sql(registry).execute("SELECT body FROM events"):
+def test_an_event_holds_canonical_text(local: Registry, deltas: list[Path]) -> None:
+    _add_all(local, deltas)
+    for (body,) in _sql(local).execute("SELECT body FROM events"):
         assert canonical(json.loads(body)).decode() == body
+
+
+def test_no_two_registries_begin_alike_and_older_ones_without_an_id_are_read(tmp_path: Path) -> None:
+    heads = {Registry.open(tmp_path / name, create=True, clock=Clock()).verify().head.hash for name in "ab"}
+    assert len(heads) == 2
+    (first,) = Registry.open(tmp_path / "a")._log.read()
+    assert re.fullmatch(r"[0-9a-f]{32}", first.body["id"])
+    check_event(first, "here")
+    check_event(replace(first, body={"format": 1}), "here")
+    for id_ in ("ff", "F" * 32, None):
+        with pytest.raises(EventMalformed, match="id"):
+            check_event(replace(first, body={"format": 1, "id": id_}), "here")
+
+
+def test_checking_a_name_that_moved_ten_thousand_times_is_quick() -> None:
+    """Quadratic, it took a minute."""
+    ids = [f"{number:064x}" for number in range(10_000)]
+    log = [
+        Event(
+            seq=number + 1,
+            utc="2026-11-24T12:00:00Z",
+            actor="ann",
+            kind="promote",
+            name="production",
+            subject=id_,
+            body={"previous": ids[number - 1] if number else None, "reason": "next"},
+            prev="",
+            hash="",
+        )
+        for number, id_ in enumerate(ids)
+    ]
+    began = time.process_time()
+    assert list(_names(log, set(ids))) == []
+    assert time.process_time() - began < 2
+    log[5000] = replace(log[5000], kind="revert")
+    assert [problem.text for problem in _names(log, set(ids))] == ["event 5001 does not follow the move before it"]
+
+
+def test_the_log_prints_sizes_with_their_units(local: Registry, deltas: list[Path]) -> None:
+    _add_all(local, deltas)
+    printed = CliRunner().invoke(app, ["log", "--registry", str(local.where)]).stdout
+    assert "\\u" not in printed
+    assert len(re.findall(r"[0-9]\N{NARROW NO-BREAK SPACE}k?B", printed)) == 3

@@ -28,9 +28,12 @@ from selectune.evaluation.matrix import Matrix
 from selectune.reporting import load_result, outcome, save_result, summary, terminal, thumbnail_url, wording, write_report
 from selectune.reporting import page as pages
 from selectune.reporting.charts import ticks, value_axis
+from selectune.reporting.document import Estimate, write_whole
 from selectune.reporting.figures import change_from_base, number_panels, trade_off, training
+from selectune.reporting.judged import Verdict
+from selectune.reporting.measured import CaptionedPicture, MatrixTable
 from selectune.reporting.page import readable_json, render
-from selectune.reporting.result import CaptionedPicture, Estimate, MatrixTable, RunResult, Verdict, write_whole
+from selectune.reporting.result import RunResult
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -69,7 +72,9 @@ def hostile(text: str) -> RunResult:
         document["verdicts"][0]["rules"][0][field] = text
     for field in ("id", "skill", "created", "base", "child"):
         document["updates"][0][field] = text
-    document["updates"][0]["names"] = [text]
+    document["updates"][0]["names"] = document["updates"][0]["notes"] = [text]
+    sides = {side: {"id": text, "text": text, "picture": picture(3)} for side in ("train", "test")}
+    document["leaks"] = [{"learned": text, "task": text, "how": text, "likeness": 0.97, "detail": text, "more": 2, **sides}]
     document["phases"][0]["source"] = document["phases"][0]["proof"] = document["phases"][0]["name"] = text
     document["phases"][0]["skipped"] = {text: 3}
     document["recovery"]["tasks"][0]["task"] = document["recovery"]["patterns"][0] = text

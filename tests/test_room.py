@@ -12,7 +12,8 @@ from selectune.errors import DoesNotFit
 from selectune.models import Model, assemble
 from selectune.recipe import Optim
 from selectune.training import room, train
-from selectune.training.forecast import Load, forecast, rough
+from selectune.training.forecast import forecast, rough
+from selectune.training.load import Load
 from selectune.training.room import fitted, free, recompute
 from training_fixtures import examples, tiny_model
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import evaluation_fixtures as tiny
@@ -17,6 +19,7 @@ from pipeline_fixtures import save_model
 from selectune.cli import app
 from selectune.errors import DataError, InputError, NoMatch, RecipeError
 from selectune.evaluation import Reference, Suite, Task, evaluate
+from selectune.evaluation.readings import readings
 from selectune.evaluation.rescoring import rescore
 from selectune.evaluation.tasks import TaskSpec, all_tasks, find_task, finding, read_task, read_task_records, task_of
 from selectune.evaluation.tasks.rendering import rendered
@@ -415,6 +418,53 @@ def test_a_tiny_model_reads_a_picture_task_twice_and_its_outputs_are_scored_agai
     other = task_of("clock", Data(source=str(tmp_path / "clock"), task="clock"), name="scienceqa-img")
     with pytest.raises(DataError, match="the measurement is of other records"):
         rescore(measurement, other, "f1")
+
+
+RANKED = {
+    "cub-200": (tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),) * 2,
+    "pathvqa": (("yes", "no"), ()),
+    "ai2d": (("A", "B", "C", "D"),) * 2,
+    "realworldqa": (("A", "B", "C"), ()),
+    "seedbench": (("A", "B", "C", "D"),),
+    "scienceqa-img": (("A", "B"), ("A", "B", "C")),
+    "mmstar": (("A", "B", "C", "D"),),
+}
+"""By task: what is ranked for each row of its small file."""
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in TEXT_ONLY])
+def test_every_task_of_the_study_is_read_twice_or_says_why_not(name: str, tmp_path: Path) -> None:
+    task = task_of(name, Data(source=str(SMALL[name].write(tmp_path)), task=name))
+    model = tiny.llava()
+    model.net.config.get_text_config().max_position_embeddings = 1024
+    measurement = evaluate(model, Suite(tasks=(task,)), batch=2)
+    found = [measurement.of(name)[record.id].extra.get("choice") for record in task.records]
+    wanted = RANKED.get(name, ((),) * len(task.records))
+    assert [len(reading["logprobs"]) if reading else 0 for reading in found] == [len(choices) for choices in wanted]
+    for record, reading, choices in zip(task.records, found, wanted, strict=True):
+        assert reading is None or reading["output"] in choices
+        assert reading is None or reading["score"] == float(reading["output"] == record.answer)
+    assert (() in wanted) == bool(all_tasks()[name].unranked), "rows without a second reading come with a reason"
+
+
+@pytest.mark.parametrize("answers", [("Yes", "3"), ("3", "No"), ("Yes", "No"), ("3", "4")])
+def test_a_yes_or_no_of_realworldqa_is_ranked_and_a_number_beside_it_is_not(answers: tuple[str, str], tmp_path: Path) -> None:
+    rows = [{"image": png(n), "image_path": str(n), "question": f"Is it {n}?", "answer": one} for n, one in enumerate(answers)]
+    small = replace(SMALL["realworldqa"], rows=rows)
+    task = task_of("realworldqa", Data(source=str(small.write(tmp_path)), task="realworldqa"))
+    assert [record.meta["ranked"] for record in task.records] == [("Yes", "No") if one in ("Yes", "No") else () for one in answers]
+    suite = Suite(tasks=(task,))
+    before, after = evaluate(tiny.llava(0), suite, stage="a"), evaluate(tiny.llava(1), suite, stage="b")
+    ranked = [record.id for record in task.records if record.meta["ranked"]]
+    assert [name for name, sample in before.of("realworldqa").items() if "choice" in sample.extra] == ranked
+    apart = readings(before, after, "realworldqa")
+    assert (apart is None) == (not ranked)
+    assert apart is None or apart.form.n == len(ranked)
+
+
+def test_ranked_answers_need_a_second_reading() -> None:
+    with pytest.raises(ValidationError, match="ranked needs likelihoods: true, and one answer"):
+        mine(ranked=["yes", "no"])
 
 
 @pytest.fixture(scope="module")

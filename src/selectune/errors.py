@@ -14,6 +14,11 @@
     │   │   └── WrongParent             a delta for another parent
     │   ├── ResumeError                 a checkpoint of another recipe, other data or another selection
     │   ├── RegistryError               an unknown id or name, a move that is not allowed
+    │   │   ├── Overtaken               somebody else's event came first, again and again
+    │   │   ├── Collected               a version whose bytes `gc` has taken
+    │   │   ├── ObjectMissing           an object that is not there
+    │   │   ├── ObjectDamaged           an object whose bytes are not those that its name says
+    │   │   └── HistoriesDiffer         two registries of which neither goes on where the other ends
     │   ├── KeyFileError                a key file that cannot be used
     │   ├── DocumentError               a policy, a signed document or a bundle that is not written as it must be
     │   ├── MissingPackage (ImportError)    an optional package is needed
@@ -27,6 +32,11 @@
     │   ├── Alarmed (RuntimeError)      a rule of `watch` stopped a training
     │   ├── LooksSpent                  a set of test records has judged as many updates as the gate allows
     │   ├── VerifyFailed                the registry is not what its hashes say
+    │   │   ├── EventEdited             an event that its hash does not fit, or that does not follow the one before
+    │   │   ├── EventMalformed          an event that no version of selectune writes
+    │   │   │   └── UnknownKind         an event of a kind that this version does not know
+    │   │   ├── LogCut                  a log without events that are known to have been there
+    │   │   └── Oversize                an object or a log larger than is taken from elsewhere
     │   └── Untrusted                   a signature, an approval or the policy says no
     │       ├── BadSignature            a signature that does not fit what it is said to sign
     │       │   └── OtherBytes          a signature of a folder that fits, over files that are others now
@@ -48,6 +58,21 @@
 from __future__ import annotations
 
 
+def plain(text: str) -> str:
+    r"""The text with what cannot be printed written out: nothing in it moves a cursor, colours a terminal or turns how it is read.
+
+    Ends of lines stay, and the narrow space between a number and its unit.
+
+    >>> plain("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in "\n\N{NARROW NO-BREAK SPACE}" else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 class SelectuneError(Exception):
     """What is wrong, where, and what to do next, in one message.
 
@@ -58,9 +83,10 @@ class SelectuneError(Exception):
     exit_code = 3
 
     def __init__(self, what: str, *, where: str | None = None, then: str | None = None) -> None:
-        self.what = what
-        self.where = where
-        self.then = then
+        # Messages quote what strangers wrote, and are printed in terminals.
+        self.what = what = plain(what)
+        self.where = where = where and plain(where)
+        self.then = then = then and plain(then)
         message = f"{where}: {what}" if where else what
         if then:
             message = f"{message.rstrip('.')}. {then}" if not message.endswith("\n") else f"{message}{then}"
@@ -111,6 +137,26 @@ class ResumeError(InputError):
 
 class RegistryError(InputError):
     """An unknown id or name, or a move that is not allowed."""
+
+
+class Overtaken(RegistryError):
+    """Somebody else's event came first, as often as was tried."""
+
+
+class Collected(RegistryError):
+    """A version whose bytes `gc` has taken: the log knows it, and nothing can load it."""
+
+
+class ObjectMissing(RegistryError):
+    """An object that is not there."""
+
+
+class ObjectDamaged(RegistryError):
+    """An object whose bytes are not those that its name says."""
+
+
+class HistoriesDiffer(RegistryError):
+    """Two registries of which neither goes on where the other ends."""
 
 
 class KeyFileError(InputError):
@@ -165,6 +211,26 @@ class LooksSpent(CheckFailed):
 
 class VerifyFailed(CheckFailed):
     """The registry is not what its hashes say."""
+
+
+class EventEdited(VerifyFailed):
+    """An event that its hash does not fit, or that does not follow the one before it."""
+
+
+class EventMalformed(VerifyFailed):
+    """An event that no version of selectune writes: other fields, other types, a name that is none."""
+
+
+class UnknownKind(EventMalformed):
+    """An event of a kind that this version does not know: what it means cannot be checked."""
+
+
+class LogCut(VerifyFailed):
+    """A log without events that are known to have been there."""
+
+
+class Oversize(VerifyFailed):
+    """An object or a log that is larger than is taken from elsewhere."""
 
 
 class Untrusted(CheckFailed):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import rfc8785
 
 from selectune.errors import InputError, ModelError, NotYet
 from selectune.network import is_sharded, state, whole
+from selectune.threads import each
 
 if TYPE_CHECKING:
     import torch
@@ -34,10 +35,12 @@ __all__ = [
     "dtype_name",
     "file_digest",
     "manifest",
+    "manifest_of",
     "parse_json",
     "tensor_bytes",
     "tensor_digest",
     "tensor_entry",
+    "threads_for",
 ]
 
 DTYPES: Mapping[str, tuple[str, int]] = {
@@ -104,12 +107,13 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parse_json(data: bytes, *, limit: int = 16 << 20) -> Any:
+def parse_json(data: bytes, *, limit: int = 16 << 20, halves: bool = False) -> Any:
     """The value of JSON text that a stranger wrote.
 
     Integers beyond 2**53 - 1 are read as floats, which is what they are in JSON. Raises InputError where Python's own reader is lenient or
     falls over: more than `limit` bytes, a key twice, NaN and infinities (also `1e999`), nesting deeper than 64, numbers of thousands of
-    digits, bytes that are not UTF-8.
+    digits, halves of surrogate pairs, bytes that are not UTF-8. With `halves` those of pairs pass, for a caller who can say in which record
+    one is.
     """
     if len(data) > limit:
         raise InputError(f"JSON of {len(data)} bytes, over the limit of {limit}")
@@ -117,8 +121,13 @@ def parse_json(data: bytes, *, limit: int = 16 << 20) -> Any:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_number
         )
+        # Half of a pair can only be written so, and nothing that holds it can be written again.
+        if not halves and (b"\\ud" in data or b"\\uD" in data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise InputError("JSON is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise InputError("not strict JSON: the text is no Unicode (half of a surrogate pair)") from error
     except ValueError as error:
         raise InputError(f"not strict JSON ({str(error)[:120]})") from error
     if _depth(value) > _MAX_DEPTH:
@@ -188,7 +197,9 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     packed = _packed(tensor)
     if packed:
         return memoryview(b"".join(tensor_bytes(part) for part in packed))
-    flat = held.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    near = held.detach().to("cpu").contiguous()
+    # A tensor of one element is contiguous with any stride, and cannot be seen as bytes with one that is not 1.
+    flat = near.as_strided((near.numel(),), (1,)).view(torch.uint8).numpy()
     return flat.data.toreadonly()
 
 
@@ -266,5 +277,15 @@ class Manifest(Mapping[str, Entry]):
 
 
 def manifest(net: torch.nn.Module) -> Manifest:
-    """The manifest of a model in memory; reads every tensor once (about 1.5 GB a second)."""
-    return Manifest({name: tensor_entry(tensor) for name, tensor in state(net).items()})
+    """The manifest of a model in memory; reads every tensor once, on as many threads as there are cores (about 1.5 GB a second each)."""
+    return manifest_of(state(net))
+
+
+def manifest_of(tensors: Mapping[str, torch.Tensor]) -> Manifest:
+    """The manifest of tensors by their names."""
+    return Manifest(dict(zip(tensors, each(tensor_entry, tensors.values(), threads=threads_for(tensors.values())), strict=True)))
+
+
+def threads_for(tensors: Iterable[torch.Tensor]) -> int | None:
+    """How many threads may read these tensors: one where any is sharded, as processes gather shards together, in one order."""
+    return 1 if any(is_sharded(tensor) for tensor in tensors) else None

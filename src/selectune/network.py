@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 __all__ = [
     "Place",
@@ -22,6 +23,7 @@ __all__ = [
     "hold_still",
     "holds_shards",
     "hosts",
+    "image_token",
     "is_sharded",
     "local",
     "parameters",
@@ -206,6 +208,12 @@ def hosts(net: nn.Module) -> dict[str, str]:
         for leaf, parameter in place.module._parameters.items()
         if parameter is not None
     }
+
+
+def image_token(net: PreTrainedModel) -> int | None:
+    """The id of the tokens that a picture's features take the place of; None for a model that names none."""
+    found = getattr(net.config, "image_token_id", None)
+    return None if found is None else int(found)
 
 
 def class_name(module: nn.Module | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from delta_fixtures import model_of, selecting
 from selectune.delta import Delta, extract, snapshot
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "delta-format.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 
 
 class Example(torch.nn.Module):
@@ -46,7 +46,7 @@ def test_the_digest_of_the_example_is_the_one_that_the_page_prints() -> None:
 
 
 def test_the_header_of_the_example_is_the_one_that_the_page_prints() -> None:
-    (printed,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    printed = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     assert json.loads(example().header()) == json.loads(printed)
 
 

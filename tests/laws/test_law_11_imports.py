@@ -16,8 +16,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "selectune"
 
 # design.md, section 2; each line may import from its own and from those above it.
 LEVELS = (
-    ("errors", "network", "hashing"),
+    ("errors", "faults", "threads", "network", "hashing"),
     ("recipe", "components", "statistics"),
+    ("untrusted",),
     ("models", "records", "delta"),
     ("precision", "quantising"),
     ("training", "evaluation", "probes", "mitigation"),
@@ -29,7 +30,21 @@ LEVELS = (
     ("__main__",),
 )
 RANK = {name: rank for rank, level in enumerate(LEVELS) for name in level}
-WITHOUT_TORCH = ("errors", "network", "hashing", "recipe", "components", "statistics", "delta", "gates", "registry", "reporting", "cli")
+WITHOUT_TORCH = (
+    "errors",
+    "faults",
+    "threads",
+    "network",
+    "hashing",
+    "recipe",
+    "components",
+    "statistics",
+    "delta",
+    "gates",
+    "registry",
+    "reporting",
+    "cli",
+)
 
 
 def _modules(package: str) -> list[Path]:

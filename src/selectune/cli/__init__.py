@@ -7,7 +7,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from selectune.cli import comparing, deriving, foreign, governing, measuring, models, running, versions
+from selectune.cli import (
+    bisecting,
+    comparing,
+    deriving,
+    foreign,
+    governing,
+    keeping,
+    measuring,
+    mirroring,
+    models,
+    remotes,
+    running,
+    upgrading,
+    versions,
+)
 from selectune.cli.options import FamilyFiles
 from selectune.cli.screen import Screen
 
@@ -49,7 +63,21 @@ def program(context: typer.Context, families: FamilyFiles = None) -> None:
                 context.with_resource(add_families(path))
 
 
-for group in (running, models, measuring, foreign, comparing, versions, deriving, governing):
+for group in (
+    running,
+    models,
+    measuring,
+    foreign,
+    comparing,
+    versions,
+    deriving,
+    governing,
+    keeping,
+    remotes,
+    bisecting,
+    mirroring,
+    upgrading,
+):
     group.add_to(app)
 
 

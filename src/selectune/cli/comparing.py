@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 PARQUET = ".parquet"
 CORRECTIONS: dict[str, Literal["holm", "benjamini-hochberg"]] = {"holm": "holm", "bh": "benjamini-hochberg"}
 
+On = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="What to measure two models on; gives the page its pictures.")]
+Again = Annotated[
+    Path | None, typer.Option("--again", metavar="A2.parquet", help="A measured again with another batch: how far it differs from itself.")
+]
+Corrected = Annotated[
+    Literal["holm", "bh"],
+    typer.Option("--correction", metavar="holm|bh", help="For several tasks: holm where a loss blocks a release, bh for dashboards."),
+]
+Page = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Draw a page there of the samples that were lost and gained.")]
+
 
 def compare(
     before: Annotated[str, typer.Argument(metavar="A", help="A measurement (.parquet), or a model.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
     *,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="RECIPE", help="What to measure two models on; gives the page its pictures.")
-    ] = None,
-    again: Annotated[
-        Path | None,
-        typer.Option("--again", metavar="A2.parquet", help="A measured again with another batch: how far it differs from itself."),
-    ] = None,
-    correction: Annotated[
-        Literal["holm", "bh"],
-        typer.Option("--correction", metavar="holm|bh", help="For several tasks: holm where a loss blocks a release, bh for dashboards."),
-    ] = "holm",
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Draw a page there of the samples that were lost and gained.")
-    ] = None,
+    recipe: On = None,
+    again: Again = None,
+    correction: Corrected = "holm",
+    html: Page = None,
     sets: Sets = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
@@ -60,20 +60,14 @@ def compare(
         from selectune.pipeline.comparing import warnings
 
         first, second = _measurement(before, read, registry, screen), _measurement(after, read, registry, screen)
-        other = Measurement.load(again) if again else None
-        rows = pair(first, second, correction=CORRECTIONS[correction], again=other)
-        for warning in warnings(rows):
+        rows = pair(first, second, correction=CORRECTIONS[correction], again=Measurement.load(again) if again else None)
+        told = warnings(rows)
+        for warning in told:
             screen.say(f"warning: {warning}")
         if html is not None:
-            _write_page(html, first, second, rows, read)
-        document = {
-            "a": before,
-            "b": after,
-            "correction": CORRECTIONS[correction],
-            "tasks": [row.to_json() for row in rows],
-            "warnings": warnings(rows),
-            "html": str(html) if html else None,
-        }
+            _write_page(html, (first, second), rows, read, registry)
+        about = {"a": before, "b": after, "correction": CORRECTIONS[correction]}
+        document = {**about, "tasks": [row.to_json() for row in rows], "warnings": told, "html": str(html) if html else None}
         screen.show(document, lambda console: _print_comparisons(console, rows, html))
         if any(row.worse for row in rows):
             screen.exit(1)
@@ -105,12 +99,16 @@ def _measurement(name: str, recipe: Recipe | None, registry: str, screen: Screen
     return measure(recipe, load_any(name, registry), screen)
 
 
-def _write_page(path: Path, before: Measurement, after: Measurement, rows: Sequence[Comparison], recipe: Recipe | None) -> None:
+def _write_page(
+    path: Path, pair: tuple[Measurement, Measurement], rows: Sequence[Comparison], recipe: Recipe | None, registry: str
+) -> None:
     from selectune.pipeline.comparing import page
+    from selectune.pipeline.lineage import said_of_models
     from selectune.pipeline.suites import recipe_suite
     from selectune.reporting.comparison import write_comparison
 
-    write_comparison(page(before, after, rows, recipe_suite(recipe) if recipe else None), path)
+    notes = said_of_models({one.stage: one.model_id for one in pair}, registry)
+    write_comparison(page(*pair, rows, recipe_suite(recipe) if recipe else None, notes=notes), path)
 
 
 def _print_comparisons(console: Console, rows: Sequence[Comparison], html: Path | None) -> None:
@@ -133,7 +131,7 @@ def _print_comparisons(console: Console, rows: Sequence[Comparison], html: Path 
 
 
 def _print_forgetting(console: Console, found: Forgetting) -> None:
-    from selectune.reporting.result import Estimate
+    from selectune.reporting.document import Estimate
     from selectune.reporting.terminal import metrics_table
 
     matrix = found.matrix

@@ -136,19 +136,35 @@ def rebase(
 
 
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder of safetensors, or of a LoRA adapter that PEFT wrote.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A folder of safetensors or of a LoRA adapter; or a file or layout of `export`."),
+    ],
     *,
-    base: Annotated[str, typer.Option("--base", metavar="BASE", help="What it was trained from: a model, or an update of the registry.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="What a checkpoint was trained from: a model, or an update."),
+    ] = None,
     skill: Annotated[str, typer.Option("--skill", metavar="NAME", help="What it was taught; the folder's name without it.")] = "",
     actor: Actor = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
-    """Record a fine-tuned checkpoint, or a LoRA adapter, as an update, with a report of what it moved.
+    """Record a fine-tuned checkpoint, or a LoRA adapter, as an update, with a report of what it moved; or a version that was exported.
 
     Makes the registry in a folder where none is there.
     """
     with Screen(as_json=as_json) as screen:
+        from selectune.registry.packing import is_pack
+
+        if (folder / "oci-layout").is_file():
+            _import_layout(screen, folder, registry, base, actor or getpass.getuser())
+            return
+        if is_pack(folder):
+            _import_pack(screen, folder, registry, base, actor or getpass.getuser())
+            return
+        if base is None:
+            raise InputError("what the checkpoint was trained from is not said", where="import", then="Give --base BASE.")
         from selectune.pipeline import import_checkpoint
         from selectune.registry import Registry
 
@@ -157,6 +173,29 @@ def import_(
         for note in found.notes:
             screen.say(f"note: {note}")
         screen.show(found.to_json(), lambda console: _print_import(console, found))
+
+
+def _import_layout(screen: Screen, folder: Path, registry: str, base: str | None, actor: str) -> None:
+    from selectune.registry import Registry
+    from selectune.registry.oci import add_layout
+
+    if base is not None:
+        raise InputError("a layout says itself what its updates are of", where="import", then="Leave out --base.")
+    ids = add_layout(Registry.open(registry, create="://" not in registry), folder, actor)
+    text = f"{ids[-1][:12]}: {len(ids)} updates of an OCI image layout; nobody's approval came with them"
+    screen.show({"updates": list(ids)}, lambda console: console.print(text, markup=False))
+
+
+def _import_pack(screen: Screen, file: Path, registry: str, base: str | None, actor: str) -> None:
+    from selectune.registry import Registry
+
+    if base is not None:
+        raise InputError("an exported version knows what it stands on", where="import", then="Leave out --base.")
+    found = Registry.open(registry, create="://" not in registry).import_pack(file, actor)
+    for one in found.refused:
+        screen.say(f"note: {one}")
+    text = f"{found.update[:12]}: {len(found.added)} updates are new here, {found.approvals} approvals count"
+    screen.show(asdict(found), lambda console: console.print(text))
 
 
 def _print_diff(console: Console, page: DiffPage, html: Path | None) -> None:

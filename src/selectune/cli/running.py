@@ -120,14 +120,12 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a finished run again, from its results."""
+    """Write the report of a finished run again, from its results and what the registry says of its updates today."""
     with Screen(as_json=as_json) as screen:
-        from selectune.reporting import load_result, write_report
+        from selectune.pipeline.lineage import results_of
+        from selectune.reporting import write_report
 
-        found = [run_dir / "result.json"] if (run_dir / "result.json").is_file() else sorted(run_dir.glob("*/result.json"))
-        if not found:
-            raise InputError("holds no result.json", where=str(run_dir), then="Give the folder of a finished run.")
-        path = write_report([load_result(path) for path in found], out or run_dir / "report.html")
+        path = write_report(results_of(run_dir), out or run_dir / "report.html")
         screen.show({"report": str(path)}, lambda console: console.print(str(path)))
 
 

@@ -9,20 +9,29 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-from selectune.errors import SelectuneError, Stopped, StorageError
+from selectune.errors import SelectuneError, Stopped, StorageError, plain
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 """What the system says when a disk is full or must not be written to."""
+
+
+class _Plain(Console):
+    """A console on which what a registry, a model or a record says is text and nothing else: rich lets a stranger's escapes through."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for one in super().render(renderable, options):
+            yield one if one.control or one.text.isprintable() else Segment(plain(one.text), one.style)
 
 
 class Screen:
@@ -38,7 +47,7 @@ class Screen:
         """Of several processes that torchrun began, the first one alone shows what came of it; each tells its own errors."""
         self._shown = False
         self._stdout: TextIO = sys.stdout
-        self._console = Console(stderr=True, soft_wrap=True, emoji=False)
+        self._console = _Plain(stderr=True, soft_wrap=True, emoji=False)
         self._redirect = redirect_stdout(sys.stderr)
         self._progress: Progress | None = None
         self._what = ""
@@ -79,7 +88,7 @@ class Screen:
         if self.as_json:
             self._write_json(document)
         else:
-            human(Console(file=self._stdout, soft_wrap=True, highlight=False, emoji=False))
+            human(_Plain(file=self._stdout, soft_wrap=True, highlight=False, emoji=False))
 
     def exit(self, code: int) -> None:
         """Leave with this code after the document."""
@@ -119,7 +128,10 @@ class Screen:
         self._what = ""
 
     def _write_json(self, document: Any) -> None:
-        self._stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
+        if not text.replace("\n", "").isprintable():  # JSON itself escapes half of what moves a terminal
+            text = json.dumps(document, allow_nan=False, indent=1)
+        self._stdout.write(text + "\n")
         self._stdout.flush()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Reason, RegistryUrl
 from selectune.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from selectune.registry import Standing
+    from selectune.registry import Move, Registry, Standing
     from selectune.registry import Update as Recorded
 
 Update = Annotated[str, typer.Argument(metavar="ID", help="An update's id, the beginning of one, or a name.")]
@@ -25,41 +26,62 @@ def log(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this update and its ancestors.")] = None,
     *,
     registry: RegistryUrl = DEFAULT_REGISTRY,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Show at most so many updates; JSON has all.")] = 50,
+    everything: Annotated[bool, typer.Option("--all", help="Show every update.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The updates, newest first."""
+    """The updates, newest first; of a name that moves also every update that ever served under it, who moved it, when and why."""
     with Screen(as_json=as_json) as screen:
         from selectune.registry import Registry
-        from selectune.reporting.result import UpdateInfo
 
         opened = Registry.open(registry)
-        found, signed = opened.signed_log(name)
+        if name or everything or as_json:
+            found, signed = opened.signed_log(name)
+            count = len(found)
+        else:
+            found, signed, count = opened.recent(limit)
+        history = opened.history(name)[::-1] if name else []
+        shown = found if everything else found[:limit]
 
         def human(console: Console) -> None:
-            from selectune.reporting.terminal import log_table
-
-            rows = [
-                UpdateInfo.model_validate(
-                    {
-                        "id": one.id,
-                        "parent": one.parent,
-                        "base": one.base,
-                        "child": one.child,
-                        "skill": one.skill,
-                        "verdict": one.verdict or None,
-                        "names": one.names,
-                        "created": one.created,
-                        "bytes": opened.blob(one.delta).stat().st_size,
-                    }
-                )
-                for one in found
-            ]
-            console.print(log_table(rows))
-            for one in found:
+            _print_updates(console, opened, shown, signed)
+            if count > len(shown):
+                console.print(f"{count - len(shown)} more: --all, or --limit N")
+            if history:
+                _print_history(console, history)
+            for one in shown:
                 for note in signed.notes(one.id):
                     console.print(f"{one.id[:12]}: {note}", markup=False)
 
-        screen.show({"updates": [_described(update, signed) for update in found]}, human)
+        described = [_described(update, signed) for update in found] if as_json else []
+        screen.show({"updates": described, "history": [move.to_json() for move in history]}, human)
+
+
+def _print_updates(console: Console, opened: Registry, shown: Sequence[Recorded], signed: Standing) -> None:
+    from selectune.reporting.history import Entry, log_table
+
+    rows = [
+        Entry(
+            id=one.id,
+            parent=one.parent,
+            skill=one.skill,
+            verdict=one.verdict,
+            names=(*one.names, *one.tags),
+            size=0 if one.id in signed.collected else opened.size(one.delta),
+            created=one.created,
+        )
+        for one in shown
+    ]
+    console.print(log_table(rows))
+
+
+def _print_history(console: Console, history: Sequence[Move]) -> None:
+    from selectune.reporting.tables import plain_table
+
+    table = plain_table("since", history[0].name, "by", "who", "gate", "why")
+    for move in history:
+        table.add_row(move.created, move.update[:12], move.kind, move.actor, move.verdict or "not judged", move.reason)
+    console.print(table)
 
 
 def show(update: Update, *, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:

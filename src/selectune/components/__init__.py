@@ -1,16 +1,24 @@
 """The names of a model's parts: a structural map, a pattern language over it, and the proof that only the selection moved.
 
-Nothing here imports torch until a model is mapped, so that reading a recipe or a registry stays fast.
+Nothing here imports torch until a model is mapped, and the tables of families are read when a name that needs them is first used, so that
+reading a recipe or a registry stays fast.
 """
 
-from selectune.components.architecture import known_types, map_architecture
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from selectune.components.component import Component, ComponentMap, Selection, language_layer
-from selectune.components.families import add_families
-from selectune.components.mapping import map_model
 from selectune.components.portions import Portion, Portions, Span, portions
-from selectune.components.presets import PRESETS
-from selectune.components.proof import Forecast, Moved, Proof, forecast
 from selectune.components.slices import Region, elements_of, region_shape, views
+
+if TYPE_CHECKING:
+    from selectune.components.architecture import known_types, map_architecture
+    from selectune.components.families import add_families
+    from selectune.components.mapping import map_model
+    from selectune.components.presets import PRESETS
+    from selectune.components.proof import Forecast, Moved, Proof, forecast
 
 __all__ = [
     "PRESETS",
@@ -35,3 +43,22 @@ __all__ = [
     "region_shape",
     "views",
 ]
+
+_HOMES = {
+    "known_types": "architecture",
+    "map_architecture": "architecture",
+    "add_families": "families",
+    "map_model": "mapping",
+    "PRESETS": "presets",
+    "Forecast": "proof",
+    "Moved": "proof",
+    "Proof": "proof",
+    "forecast": "proof",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

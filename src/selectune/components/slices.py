@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -123,7 +123,16 @@ def overlap(a: Region | None, b: Region | None) -> bool:
 
 
 def _ranges_meet(a: range, b: range) -> bool:
-    if a.start >= b.stop or b.start >= a.stop:
+    """Whether two ranges of positive steps share a number. Nothing is counted: a range that a stranger wrote may be of 2**48."""
+    if not a or not b or a.start >= b.stop or b.start >= a.stop:
         return False
-    small, large = sorted((a, b), key=len)
-    return any(index in large for index in small)
+    common = gcd(a.step, b.step)
+    apart, odd = divmod(b.start - a.start, common)
+    if odd:
+        return False
+    # The least number ≥ a.start that is in both when they go on without end, then the least that is not before either begins.
+    period = b.step // common
+    first = a.start + a.step * (apart * pow(a.step // common, -1, period) % period)
+    behind = max(0, max(a.start, b.start) - first)
+    first += -(-behind // (a.step * period)) * a.step * period
+    return first < min(a.stop, b.stop)

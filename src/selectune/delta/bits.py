@@ -10,10 +10,11 @@ import torch
 
 from selectune.components.slices import Region, views
 from selectune.delta.encoding import Bytes
+from selectune.delta.format import Part
 from selectune.hashing import tensor_bytes
 from selectune.network import is_sharded, local, same_sharding, whole
 
-__all__ = ["bit_view", "flip", "outside_digest", "read", "write"]
+__all__ = ["bit_view", "flip", "outside_digest", "put", "read", "write"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,6 +37,20 @@ def flip(tensor: torch.Tensor, region: Region | None, bits: Bytes) -> None:
 def write(tensor: torch.Tensor, region: Region | None, bits: Bytes) -> None:
     """Sets a region to raw bytes (in the order of `read`), in place."""
     _each(tensor, region, bits, flipping=False)
+
+
+def put(tensor: torch.Tensor, part: Part, itemsize: int, *, checked: bool = True) -> Bytes | None:
+    """Moves a part's region from parent to child, in place: an xor flips bits, new bits are written. Gives what those were put in place of.
+
+    Raises DeltaError for a damaged part before anything is written; not `checked`, whoever asks hashes what became of the tensor.
+    """
+    raw = part.raw(itemsize, checked=checked)
+    if not part.replaces:
+        flip(tensor, part.slice, raw)
+        return None
+    old = read(tensor, part.slice)
+    write(tensor, part.slice, raw)
+    return old
 
 
 def _each(tensor: torch.Tensor, region: Region | None, bits: Bytes, *, flipping: bool) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from selectune.components.slices import Region, region_shape
-from selectune.delta.bits import flip, outside_digest, read, torch_dtype, write
+from selectune.delta.bits import flip, outside_digest, put, read, torch_dtype, write
 from selectune.delta.encoding import Bytes
 from selectune.delta.format import Delta, Part, Touched
-from selectune.delta.values import parts_of, touched, wide
+from selectune.delta.values import parts_of, real, rounded, touched, wide
 from selectune.errors import DeltaError, InputError, SelectionViolated, WrongParent
-from selectune.hashing import Entry, Manifest, canonical, dtype_name, manifest, tensor_digest, tensor_entry
+from selectune.hashing import Entry, Manifest, canonical, dtype_name, manifest, manifest_of, tensor_digest, tensor_entry, threads_for
 from selectune.network import bare, state
+from selectune.threads import each
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -83,12 +84,15 @@ def extract(model: Model | torch.nn.Module, before: Snapshot, selection: Selecti
     tensors = state(net_of(model))
     _same_tensors(tensors, before.manifest)
     pairs = regions(selection)
-    now = Manifest({name: tensor_entry(tensor) for name, tensor in tensors.items()})
+    now = manifest_of(tensors)
     _refuse_outside(tensors, before, now, pairs)
-    parts = []
-    for name, region in pairs:
+
+    def part(pair: tuple[str, Region | None]) -> Part:
+        name, region = pair
         bits = np.bitwise_xor(before.bits[name, region], read(tensors[name], region))
-        parts.append(Part.of(name, region, region_shape(tuple(tensors[name].shape), region), bits))
+        return Part.of(name, region, region_shape(tuple(tensors[name].shape), region), bits)
+
+    parts = each(part, pairs, threads=threads_for(tensors.values()))
     touched = {
         name: Touched(dtype=now[name].dtype, shape=now[name].shape, old=before.manifest[name].sha256, new=now[name].sha256)
         for name in sorted({name for name, _ in pairs})
@@ -190,8 +194,9 @@ def _refuse_outside(
 def apply(model: Model, delta: Delta) -> Model:
     """The child: `model`'s network changed in place, tied weights still tied, with its manifest.
 
-    Before a bit is written the parent's id and the bytes of every touched tensor are checked, afterwards the new bytes. Raises
-    WrongParent, or DeltaError for a damaged delta; the network is then as it was.
+    The parent's id is checked before a bit is written, the bytes of every touched tensor once they are: with one wrong bit before, or in
+    the delta, they are not the child's. Raises WrongParent, or DeltaError for a damaged delta and for weights that are not what the
+    model's id says; the network is then as it was. On as many threads as there are cores.
     """
     if model.manifest.id != delta.parent:
         hint = "This delta is already applied." if model.manifest.id == delta.child else "Apply the deltas of the parent's own chain first."
@@ -200,68 +205,106 @@ def apply(model: Model, delta: Delta) -> Model:
 
 
 def revert(model: Model, delta: Delta) -> Model:
-    """The parent again: the inverse of `apply`, with the same checks. Raises WrongParent for a model that is not the delta's child."""
+    """The parent again: the inverse of `apply`, with the same checks. Raises WrongParent for a model that is not the delta's child.
+
+    Raises DeltaError for a snapshot that holds new bits: what was there before is not in it.
+    """
     if model.manifest.id != delta.child:
         raise WrongParent(
             f"the delta leads to model {delta.child[:12]}, this is {model.manifest.id[:12]}",
             where="revert",
             then="Take later deltas off first, the newest before the older.",
         )
+    if any(part.replaces for part in delta.parts):
+        raise DeltaError("a snapshot with new bits cannot be taken back", where="revert", then="Revert the updates' own deltas.")
     return _move(model, delta, forward=False)
 
 
 def _move(model: Model, delta: Delta, *, forward: bool) -> Model:
     tensors = state(model.net)
     verb = "apply" if forward else "revert"
-    entries = {}
+    old, new = {}, {}
     for name, one in delta.tensors.items():
         start, goal = (one.old, one.new) if forward else (one.new, one.old)
-        _check_tensor(tensors, name, Entry(dtype=one.dtype, shape=one.shape, sha256=start), verb)
-        entries[name] = Entry(dtype=one.dtype, shape=one.shape, sha256=goal)
-    result = model.manifest.replace(entries)
+        old[name] = Entry(dtype=one.dtype, shape=one.shape, sha256=start)
+        new[name] = Entry(dtype=one.dtype, shape=one.shape, sha256=goal)
+        _check_form(tensors, name, old[name], verb)
+        if model.manifest[name] != old[name]:
+            raise DeltaError(f'"{name}" is not what the delta was made on', where=verb, then="Fetch the file again.")
+    result = model.manifest.replace(new)
     if result.id != (delta.child if forward else delta.parent):
         raise DeltaError(
             "the tensors that the delta lists do not lead to the model that it names", where=verb, then="Fetch the file again."
         )
-    _flip_all(tensors, delta, entries, verb)
+    _put_all(tensors, delta, (old, new), verb)
     return model.updated(result)
 
 
 def _check_tensor(tensors: Mapping[str, torch.Tensor], name: str, wanted: Entry, verb: str) -> None:
+    _check_form(tensors, name, wanted, verb)
+    if (found := tensor_digest(tensors[name])) != wanted.sha256:
+        raise _moved_in_memory(name, found, wanted, verb)
+
+
+def _check_form(tensors: Mapping[str, torch.Tensor], name: str, wanted: Entry, verb: str) -> None:
     if name not in tensors:
         raise DeltaError(f'the model has no tensor "{name[:200]}"', where=verb, then="Apply the delta to the model that it was made on.")
-    if tensor_entry(tensors[name]) != wanted:
-        raise DeltaError(
-            f'"{name}" is not what the model\'s id says: {tensor_digest(tensors[name])[:12]}, expected {wanted.sha256[:12]}',
-            where=verb,
-            then="Something changed the weights in memory: load the model again.",
-        )
+    dtype, shape = dtype_name(tensors[name].dtype), tuple(tensors[name].shape)
+    if (dtype, shape) != (wanted.dtype, wanted.shape):
+        what = f'"{name}" is {dtype} {list(shape)}, the delta is of {wanted.dtype} {list(wanted.shape)}'
+        raise DeltaError(what, where=verb, then="Apply the delta to the model that it was made on.")
 
 
-def _flip_all(tensors: Mapping[str, torch.Tensor], delta: Delta, goal: Mapping[str, Entry], verb: str) -> None:
-    """Flips every part, then checks each tensor; what was flipped is flipped back if anything is wrong."""
-    done: list[Part] = []
-    try:
+def _moved_in_memory(name: str, found: str, wanted: Entry, verb: str) -> DeltaError:
+    return DeltaError(
+        f'"{name}" is not what the model\'s id says: {found[:12]}, expected {wanted.sha256[:12]}',
+        where=verb,
+        then="Something changed the weights in memory: load the model again.",
+    )
+
+
+def _put_all(
+    tensors: Mapping[str, torch.Tensor], delta: Delta, entries: tuple[Mapping[str, Entry], Mapping[str, Entry]], verb: str
+) -> None:
+    """Moves every part and checks each tensor; what was moved is moved back if anything is wrong."""
+    done: list[tuple[Part, Bytes | None]] = []
+    parts: dict[str, list[Part]] = {name: [] for name in entries[1]}
+    for part in delta.parts:
+        parts[part.parameter].append(part)
+
+    def move(name: str) -> str:
         with torch.no_grad():
-            for part in delta.parts:
-                flip(tensors[part.parameter], part.slice, part.bits(delta.itemsize(part)))
-                done.append(part)
-        for name, entry in goal.items():
-            _check_result(tensors[name], name, entry, verb)
-    except BaseException:
+            for part in parts[name]:
+                # Not hashed by itself: the tensor is, as soon as it has all its parts.
+                old = put(tensors[name], part, delta.itemsize(part), checked=False)
+                done.append((part, old))
+        return tensor_digest(tensors[name])
+
+    wrong: dict[str, str] = {}
+    try:
+        digests = dict(zip(parts, each(move, parts, threads=threads_for(tensors[name] for name in parts)), strict=True))
+        wrong = {name: found for name, found in digests.items() if found != entries[1][name].sha256}
+        if wrong:
+            raise _Wrong
+    except BaseException as error:
         # Also after Ctrl-C: half a delta is no model. Xor is its own inverse, whatever the bits were.
         with torch.no_grad():
-            for part in done:
-                flip(tensors[part.parameter], part.slice, part.bits(delta.itemsize(part)))
-        raise
-
-
-def _check_result(tensor: torch.Tensor, name: str, entry: Entry, verb: str) -> None:
-    found = tensor_digest(tensor)
-    if found != entry.sha256:
+            for part, old in reversed(done):
+                raw = part.raw(delta.itemsize(part), checked=False) if old is None else old
+                (flip if old is None else write)(tensors[part.parameter], part.slice, raw)
+        if not isinstance(error, _Wrong):
+            raise
+    for name, found in wrong.items():
+        _check_tensor(tensors, name, entries[0][name], verb)
         raise DeltaError(
-            f'"{name}" became {found[:12]}, expected {entry.sha256[:12]}', where=verb, then="The delta is damaged: fetch it again."
+            f'"{name}" became {found[:12]}, expected {entries[1][name].sha256[:12]}',
+            where=verb,
+            then="The delta is damaged: fetch it again.",
         )
+
+
+class _Wrong(Exception):
+    """A tensor became another than the delta says."""
 
 
 @contextmanager
@@ -323,22 +366,10 @@ def _between(old: Bytes, change: Bytes, dtype: str, share: float, name: str) -> 
     new = np.bitwise_xor(old, change)
     if share == 1.0 or not change.any():
         return new
-    kind = torch_dtype(dtype)
-    if not kind.is_floating_point:
-        raise DeltaError(
-            f'"{name}" is {dtype} and moved; only real numbers can be interpolated',
-            where="interpolate",
-            then="Leave it out of the selection.",
-        )
+    kind = real(name, dtype, "interpolate")
     computed = wide(kind)
-    start, stop = torch.from_numpy(old).view(kind).to(computed), torch.from_numpy(new).view(kind).to(computed)
-    mixed = (start + share * (stop - start)).to(kind)
-    wrong = int((~torch.isfinite(mixed.to(computed)) & torch.isfinite(start) & torch.isfinite(stop)).sum())
-    if wrong:
-        raise DeltaError(
-            f'{wrong} numbers of "{name}" overflow {dtype} at share {share}', where="interpolate", then="Use a share between 0 and 1."
-        )
-    same = torch.from_numpy(~np.any(change.reshape(-1, kind.itemsize), axis=1))
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[kind.itemsize]
-    kept = torch.where(same, torch.from_numpy(old).view(integers), mixed.view(integers))
+    start, stop = (torch.from_numpy(one).view(kind) for one in (old, new))
+    goal = start.to(computed) + share * (stop.to(computed) - start.to(computed))
+    moved = torch.from_numpy(np.any(change.reshape(-1, kind.itemsize), axis=1))
+    kept = rounded(start, goal, moved, name=name, where=f"interpolate at share {share}")
     return np.frombuffer(kept.view(torch.uint8).numpy(), dtype=np.uint8)

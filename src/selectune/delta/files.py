@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from selectune.errors import StorageError
+from selectune.faults import reach
 
-__all__ = ["TEMPORARY", "replacing", "sweep", "temporary_name"]
+__all__ = ["TEMPORARY", "building", "discard", "replacing", "sweep", "temporary_name"]
 
 TEMPORARY = ".partial-"
 """How the name of an unfinished file begins; then come the machine, the process that writes it, and a part of its own."""
@@ -33,17 +35,59 @@ def replacing(path: Path) -> Iterator[Path]:
         # safetensors leaves its files readable by their owner alone; a registry is shared, so the folder's usual mode is put back.
         temporary.touch()
         mode = temporary.stat().st_mode
+        reach("file.made")
         yield temporary
+        reach("file.written")
         temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        reach("file.synced")
         temporary.replace(path)
+        reach("file.renamed")
         _sync_folder(path.parent)
+        reach("file.kept")
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"cannot be written ({error})", where=str(path), then="Free space on that disk, or choose a folder that you may write to."
         ) from error
     finally:
+        discard(temporary)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` to fill; on leaving it is flushed to the disk and takes its place in one step.
+
+    Whatever goes wrong inside, nothing is left. Raises StorageError for a folder that is there and not empty, and as `replacing` does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError("is there already and not empty", where=str(folder), then="Give a new folder.")
+    folder = folder.absolute()
+    partial = folder.parent / temporary_name()
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for place, _, names in os.walk(partial):
+            for name in names:
+                with Path(place, name).open("rb") as file:
+                    os.fsync(file.fileno())
+            _sync_folder(Path(place))
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot be written ({error})", where=str(folder), then="Free space, or choose another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard(temporary: Path) -> None:
+    """Removes an unfinished file, if it is there and can be removed; `sweep` takes one that stays."""
+    # A disk that is read-only refuses even what is not there, and what is to be told is why the file could not be written.
+    with suppress(OSError):
         temporary.unlink(missing_ok=True)
 
 

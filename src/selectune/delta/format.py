@@ -1,4 +1,4 @@
-"""The delta as a value and as a file. Needs no torch; the file is specified in docs/reference/delta-format.md."""
+"""The delta as a value and as a file. Needs no torch; the file is specified in docs/reference/formats.md."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from selectune.components.slices import Region
-from selectune.delta.encoding import Bytes, pack, unpack
+from selectune.delta.encoding import Bytes, pack, replaces, unpack
 from selectune.delta.files import replacing
 from selectune.errors import DeltaError, StorageError
 from selectune.hashing import DTYPES, canonical, digest
 
-__all__ = ["FORMAT", "KEY", "Delta", "Part", "Touched"]
+__all__ = ["FORMAT", "KEY", "REPLACING", "Delta", "Part", "Touched"]
 
 FORMAT = 1
 """The number of the file format."""
+REPLACING = 2
+"""The number where a part holds new bits instead of an xor, as only snapshots may."""
 KEY = "selectune"
 """The one key of the file's metadata: with more than one, safetensors writes them in any order and the bytes differ from run to run."""
 
@@ -43,23 +45,23 @@ class Touched:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What changed in one parameter or one region of it: the xor of the old and the new bits."""
+    """What changed in one parameter or one region of it: the xor of the old and the new bits, or, in a snapshot, the new bits."""
 
     parameter: str
     slice: Region | None
     shape: tuple[int, ...]
     """Of the region: the parameter's own shape where `slice` is None."""
     sha256: str
-    """Of the xor's raw bytes, before they are packed."""
+    """Of the raw bytes, xor or new bits, before they are packed."""
     encoding: str
     data: memoryview = field(repr=False)
-    """The xor, packed."""
+    """The raw bytes, packed."""
 
     @classmethod
-    def of(cls, parameter: str, region: Region | None, shape: tuple[int, ...], bits: Bytes) -> Part:
-        """The part with these xor bytes (flat, element by element, little-endian), packed the smaller way."""
+    def of(cls, parameter: str, region: Region | None, shape: tuple[int, ...], bits: Bytes, *, new: bool = False) -> Part:
+        """The part with these xor bytes (flat, element by element, little-endian), or `new` bits, packed the smaller way."""
         itemsize = bits.size // max(prod(shape), 1) or 1
-        encoding, data = pack(bits, itemsize)
+        encoding, data = pack(bits, itemsize, new=new)
         sha256 = hashlib.sha256(bits.data).hexdigest()
         return cls(parameter=parameter, slice=region, shape=shape, sha256=sha256, encoding=encoding, data=memoryview(data))
 
@@ -68,22 +70,37 @@ class Part:
         """How many numbers the region has, moved or not."""
         return prod(self.shape)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether it holds the new bits, with which nothing can be taken back."""
+        return replaces(self.encoding)
+
     def bits(self, itemsize: int) -> Bytes:
-        """The xor's raw bytes, unpacked and checked. Raises DeltaError where they are damaged."""
+        """The xor's raw bytes, unpacked and checked. Raises DeltaError where they are damaged, and where there are only new bits."""
+        if self.replaces:
+            raise self._refused("it has new bits alone, and nothing says what changed", "Use the updates' own deltas, not a snapshot.")
+        return self.raw(itemsize)
+
+    def raw(self, itemsize: int, *, checked: bool = True) -> Bytes:
+        """The raw bytes, xor or new bits. Raises DeltaError for damaged ones; not `checked`, whoever asks checks what they lead to."""
         try:
             bits = unpack(self.data, self.encoding, self.elements * itemsize, itemsize)
         except DeltaError as error:
-            raise DeltaError(error.what, where=f"delta: {self.parameter[:200]!r}", then="Fetch the file again.") from error
-        if hashlib.sha256(bits.data).hexdigest() != self.sha256:
-            raise DeltaError("the packed bits are damaged", where=f"delta: {self.parameter[:200]!r}", then="Fetch the file again.")
+            raise self._refused(error.what) from error
+        if checked and hashlib.sha256(bits.data).hexdigest() != self.sha256:
+            raise self._refused("the packed bits are damaged")
         return bits
+
+    def _refused(self, what: str, then: str = "Fetch the file again.") -> DeltaError:
+        return DeltaError(what, where=f"delta: {self.parameter[:200]!r}", then=then)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
     """Exactly what changed between a parent and its child, by bits: it applies to that parent alone, and takes that child back to it.
 
-    Every part is the xor of old and new, so that one delta serves both directions; new values alone could not be taken back.
+    Every part is the xor of old and new, so that one delta serves both directions; new values alone could not be taken back. A snapshot,
+    which no one takes back, may hold new values where they are smaller: it only applies.
     """
 
     parent: str
@@ -144,7 +161,8 @@ class Delta:
 
     def header(self) -> bytes:
         """The canonical JSON that the file carries under its one metadata key."""
-        return canonical({"format": FORMAT, "delta": self._body(), "encodings": [part.encoding for part in self.parts]})
+        number = REPLACING if any(part.replaces for part in self.parts) else FORMAT
+        return canonical({"format": number, "delta": self._body(), "encodings": [part.encoding for part in self.parts]})
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Writes the file and returns the sha256 of its bytes; the same delta gives the same bytes.

@@ -16,7 +16,7 @@ from selectune.evaluation.features import tower
 from selectune.evaluation.frozen import Frozen, find_frozen
 from selectune.hashing import Manifest, digest
 from selectune.hashing import manifest as manifest_of
-from selectune.network import holds_shards
+from selectune.network import holds_shards, image_token
 from selectune.records import Encoded, Encoder, collate
 from selectune.training.features import FeatureCache, Tower, inject
 from selectune.training.processes import Found, Processes
@@ -78,8 +78,7 @@ class Asker:
     @cached_property
     def image(self) -> int | None:
         """The id of an image token; None for a model that names none."""
-        found = getattr(self.model.net.config, "image_token_id", None)
-        return None if found is None else int(found)
+        return image_token(self.model.net)
 
     @cached_property
     def taken(self) -> frozenset[str]:

@@ -144,37 +144,76 @@ class _Way:
     kept: Kept | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A task with its records as the model reads them, encoded once."""
+
+    task: Task
+    rows: tuple[Encoded, ...]
+    """Prompts; of a perplexity task whole records."""
+    digests: tuple[str, ...]
+    """Of each row: what goes into the model."""
+
+    @classmethod
+    def of(cls, asker: Asker, task: Task) -> _Asked:
+        encode = asker.encoder.encode if task.kind == "perplexity" else asker.encoder.prompt
+        rows = tuple(encode(record) for record in task.records)
+        return cls(task=task, rows=rows, digests=tuple(prompt_digest(row) for row in rows))
+
+    @property
+    def where(self) -> str:
+        return f"task {self.task.name}"
+
+    def sample(self, at: int, output: str, score: float, extra: dict[str, Any]) -> Sample:
+        """What was found of the record at this place."""
+        record = self.task.records[at]
+        return Sample(
+            task=self.task.name,
+            id=record.id,
+            cluster=cluster_of(record),
+            prompt_digest=self.digests[at],
+            output=output,
+            reference=record.answer,
+            score=score,
+            extra=extra,
+        )
+
+    def scored(self, at: int, output: str, extra: dict[str, Any]) -> Sample:
+        """The same with the score that the task's scorer gives."""
+        return self.sample(at, output, score(self.task.judge, self.task.records[at], output, where=self.where), extra)
+
+
 def _measured(asker: Asker, task: Task, way: _Way, progress: Progress | None) -> list[Sample]:
     """A task's samples, read where they are kept."""
+    asked, count = _Asked.of(asker, task), _Count(task, progress)
     if way.kept is None:
-        return _measure(asker, task, way.batch, progress)
+        return _measure(asker, asked, way.batch, count)
     if asker.processes.count > 1:
         # One might find what another does not, and they measure in step.
         asker.reasons["kept"] = "no: several processes"
-        return _measure(asker, task, way.batch, progress)
-    about = _about(asker, task, way.batch)
+        return _measure(asker, asked, way.batch, count)
+    about = _about(asker, asked, way.batch)
     found = way.kept.find(task, about)
     if found is None:
-        made = _measure(asker, task, way.batch, progress)
+        made = _measure(asker, asked, way.batch, count)
         way.kept.keep(task, about, tuple(made))
         return made
     asker.cached.append(task.name)
-    _Count(task, progress).add(len(found))
+    count.add(len(found))
     if task.kind in ("perplexity", "choice"):
         return list(found)
     # The scorer may be the user's own, or better than it was: what was written is scored as it is today.
-    pairs = zip(task.records, found, strict=True)
-    return [_scored(task, record, asker.encoder.prompt(record), sample.output, dict(sample.extra)) for record, sample in pairs]
+    return [asked.scored(at, sample.output, dict(sample.extra)) for at, sample in enumerate(found)]
 
 
-def _about(asker: Asker, task: Task, batch: int) -> dict[str, Any]:
+def _about(asker: Asker, asked: _Asked, batch: int) -> dict[str, Any]:
     """Everything that a task's samples depend on."""
-    rows = [asker.encoder.encode(record) if task.kind == "perplexity" else asker.encoder.prompt(record) for record in task.records]
+    task = asked.task
     template = getattr(asker.model.processor, "chat_template", None) or getattr(asker.model.tokenizer, "chat_template", None)
     return {
         "model": asker.tensors.id,
         "task": task.digest,
-        "asked": digest("asked", [[row.record_id, prompt_digest(row)] for row in rows]),
+        "asked": digest("asked", [[row.record_id, found] for row, found in zip(asked.rows, asked.digests, strict=True)]),
         "pictures": settings_digest(asker.model),
         "template": digest("template", str(template)),
         "decoding": {"greedy": True, "ends": end_tokens(asker), "most": task.max_new_tokens},
@@ -195,23 +234,21 @@ class _Count:
             self.progress(self.name, self.done, self.total)
 
 
-def _measure(asker: Asker, task: Task, batch: int, progress: Progress | None) -> list[Sample]:
-    count = _Count(task, progress)
-    if task.kind == "perplexity":
-        return _texts(asker, task, batch, count)
-    if task.kind == "choice":
-        return _choices(asker, task, batch, count)
-    return _answers(asker, task, batch, count)
+def _measure(asker: Asker, asked: _Asked, batch: int, count: _Count) -> list[Sample]:
+    if asked.task.kind == "perplexity":
+        return _texts(asker, asked, batch, count)
+    if asked.task.kind == "choice":
+        return _choices(asker, asked, batch, count)
+    return _answers(asker, asked, batch, count)
 
 
-def _answers(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
+def _answers(asker: Asker, asked: _Asked, batch: int, count: _Count) -> list[Sample]:
     """What the model writes of its own accord; with `likelihoods` also what it finds likeliest."""
-    records = list(task.records)
-    prompts = [asker.encoder.prompt(record) for record in records]
+    task, prompts, records = asked.task, asked.rows, list(asked.task.records)
     for prompt in prompts:
-        asker.check_fits(prompt, task.max_new_tokens, where=f"task {task.name}")
-    offered = answers_offered(records, where=f"task {task.name}") if task.likelihoods else []
-    ranking = Ranking.beside(asker, prompts, records, offered) if offered and settled(asker, prompts) else None
+        asker.check_fits(prompt, task.max_new_tokens, where=asked.where)
+    offered = answers_offered(records, where=asked.where) if task.likelihoods else []
+    ranking = Ranking.beside(asker, prompts, records, offered) if any(offered) and settled(asker, prompts) else None
     written: dict[int, list[int]] = {}
     for indices, ids in write(asker, prompts, max_new_tokens=task.max_new_tokens, batch=batch, beside=ranking):
         written |= dict(zip(indices, ids, strict=True))
@@ -219,24 +256,32 @@ def _answers(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample
     answers = asker.whole(written)
     outputs = [asker.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     extras: list[dict[str, Any]] = [{"tokens": len(ids)} for ids in answers]
-    if task.likelihoods:
-        ranked = (
-            choice_likelihoods(asker, records, offered, batch=batch, done=lambda n: None) if ranking is None else asker.whole(ranking.found)
-        )
-        for extra, record, choices, likelihoods in zip(extras, records, offered, ranked, strict=True):
-            extra["choice"] = _reading(record, choices, likelihoods)
-    return [_scored(task, *row) for row in zip(records, prompts, outputs, extras, strict=True)]
+    for at, likelihoods in _ranked(asker, records, offered, ranking, batch):
+        extras[at]["choice"] = _reading(records[at], offered[at], likelihoods)
+    return [asked.scored(at, *row) for at, row in enumerate(zip(outputs, extras, strict=True))]
 
 
-def _choices(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
+def _ranked(
+    asker: Asker, records: Sequence[Record], offered: Sequence[Sequence[str]], ranking: Ranking | None, batch: int
+) -> list[tuple[int, list[Likelihood]]]:
+    """The place of each record that has answers to rank, and their likelihoods: those that were worked out in writing, else made now."""
+    places = [at for at, choices in enumerate(offered) if choices]
+    if ranking is not None:
+        whole = asker.whole(ranking.found)
+        return [(at, whole[at]) for at in places]
+    some = [records[at] for at in places]
+    found = choice_likelihoods(asker, some, [offered[at] for at in places], batch=batch, done=lambda n: None) if some else []
+    return list(zip(places, found, strict=True))
+
+
+def _choices(asker: Asker, asked: _Asked, batch: int, count: _Count) -> list[Sample]:
     """Which of the choices the model finds likeliest; the first of equals."""
-    records, samples = list(task.records), []
+    records = list(asked.task.records)
     offered = [choices_of(record) for record in records]
-    ranked = choice_likelihoods(asker, records, offered, batch=batch, done=count.add)
-    for record, choices, likelihoods in zip(records, offered, ranked, strict=True):
-        reading = _reading(record, choices, likelihoods)
-        output, found = reading.pop("output"), reading.pop("score")
-        samples.append(_sample(task, record, asker.encoder.prompt(record), output=output, score=found, extra=reading))
+    samples = []
+    for at, likelihoods in enumerate(choice_likelihoods(asker, records, offered, batch=batch, done=count.add)):
+        reading = _reading(records[at], offered[at], likelihoods)
+        samples.append(asked.sample(at, reading.pop("output"), reading.pop("score"), reading))
     return samples
 
 
@@ -253,34 +298,14 @@ def _reading(record: Record, choices: Sequence[str], likelihoods: Sequence[Likel
     }
 
 
-def _texts(asker: Asker, task: Task, batch: int, count: _Count) -> list[Sample]:
+def _texts(asker: Asker, asked: _Asked, batch: int, count: _Count) -> list[Sample]:
     """How likely the assistant's words are."""
-    rows = [asker.encoder.encode(record) for record in task.records]
-    for row in rows:
-        asker.check_fits(row, 0, where=f"task {task.name}")
+    for row in asked.rows:
+        asker.check_fits(row, 0, where=asked.where)
     samples = []
-    for record, row, likelihood in zip(task.records, rows, text_likelihoods(asker, rows, batch=batch, done=count.add), strict=True):
+    for at, likelihood in enumerate(text_likelihoods(asker, asked.rows, batch=batch, done=count.add)):
         if likelihood.tokens == 0:
-            where = f'task {task.name}: record "{record.id}"'
+            where = f'{asked.where}: record "{asked.rows[at].record_id}"'
             raise DataError("it has no words of the assistant after its first token", where=where, then="Give text of two tokens or more.")
-        mean = likelihood.total / likelihood.tokens
-        samples.append(_sample(task, record, row, output="", score=mean, extra={"tokens": likelihood.tokens}))
+        samples.append(asked.sample(at, "", likelihood.total / likelihood.tokens, {"tokens": likelihood.tokens}))
     return samples
-
-
-def _scored(task: Task, record: Record, prompt: Encoded, output: str, extra: dict[str, Any]) -> Sample:
-    found = score(task.judge, record, output, where=f"task {task.name}")
-    return _sample(task, record, prompt, output=output, score=found, extra=extra)
-
-
-def _sample(task: Task, record: Record, prompt: Encoded, *, output: str, score: float, extra: dict[str, Any]) -> Sample:
-    return Sample(
-        task=task.name,
-        id=record.id,
-        cluster=cluster_of(record),
-        prompt_digest=prompt_digest(prompt),
-        output=output,
-        reference=record.answer,
-        score=score,
-        extra=extra,
-    )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from selectune.delta.files import replacing
 from selectune.errors import DataError
 from selectune.evaluation.measurement import Measurement
-from selectune.hashing import digest, file_digest
+from selectune.hashing import digest, file_digest, parse_json
 
 if TYPE_CHECKING:
     from selectune.evaluation.measurement import Sample
@@ -45,7 +45,7 @@ class Kept:
         if self.fresh or not note.is_file():
             return None
         try:
-            said = json.loads(note.read_bytes())
+            said = parse_json(note.read_bytes())
             if said != {"version": VERSION, "about": dict(about), "sha256": file_digest(path)}:
                 raise DataError("it is not the file that was written", where=str(path))
             found = Measurement.load(path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from selectune.errors import ModelError
 from selectune.evaluation.asking import Asker, Inputs, batches
 from selectune.evaluation.reading import Rows, part, read
 from selectune.evaluation.writing import frozen_part, planned_groups, settled
@@ -40,8 +41,12 @@ def text_likelihoods(asker: Asker, rows: Sequence[Encoded], *, batch: int, done:
     """For each encoded record the log-likelihood of its labelled tokens, by one forward of the whole record. `done` is told of each batch's
     size.
 
-    Above frozen layers it begins with the states that a training on the same records keeps, and keeps them for it.
+    Above frozen layers it begins with the states that a training on the same records keeps, and keeps them for it. Raises ModelError for a
+    model with an encoder, which reads a question apart from its answer.
     """
+    if asker.model.net.config.is_encoder_decoder:
+        then = "Measure it with tasks of kind generate, without likelihoods."
+        raise ModelError("it has an encoder, and records are laid out for a decoder", where=f"model {asker.model.name}", then=then)
     found: dict[int, Likelihood] = {}
     frozen = frozen_part(asker, rows)
     cut = None if frozen is None else Cut(asker.model, frozen.layers, frozen.index, frozen.store, rows, below=frozen.key)
@@ -84,7 +89,7 @@ class Ranking:
     """The likelihoods of what prompts may be answered with, worked out beside whatever else is made of them once they are read."""
 
     def __init__(self, asker: Asker, prompts: Sequence[Encoded], offered: Sequence[Sequence[Encoded]]) -> None:
-        """`offered`: for each prompt itself with each of its answers, encoded."""
+        """`offered`: for each prompt itself with each of its answers, encoded; none for a prompt that has none to rank."""
         self._asker = asker
         self._endings = [[_ending(row, len(prompt.input_ids)) for row in rows] for prompt, rows in zip(prompts, offered, strict=True)]
         self.found: dict[int, list[Likelihood]] = {}
@@ -172,7 +177,7 @@ def _continued(asker: Asker, read: Rows, endings: Sequence[Sequence[Ending]]) ->
     first = read.logits.float().log_softmax(dim=1)
     rows = [(at, ending) for at, ways in enumerate(endings) for ending in ways]
     totals = [float(first[at, labels[0]]) if labels[0] != IGNORED else 0.0 for at, (_, labels) in rows]
-    longest = max(len(ids) for _, (ids, _) in rows)
+    longest = max((len(ids) for _, (ids, _) in rows), default=0)
     step = max(1, POSITIONS // max(longest - 1, 1))
     for start in range(0, len(rows) if longest > 1 else 0, step):
         for offset, gain in enumerate(_rest(asker, rows[start : start + step], read)):

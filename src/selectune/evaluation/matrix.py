@@ -60,6 +60,15 @@ class Pairs:
     scores: tuple[Floats, ...]
     """One array for each measurement, [samples]."""
 
+    def only(self, samples: Sequence[int]) -> Pairs:
+        """Some of the samples, by their places."""
+        rows = list(samples)
+        return Pairs(
+            ids=tuple(self.ids[at] for at in rows),
+            clusters=tuple(self.clusters[at] for at in rows),
+            scores=tuple(scores[rows] for scores in self.scores),
+        )
+
 
 def align(measurements: Sequence[Measured], task: str, *, seen: bool = False) -> Pairs:
     """The task's scores of each measurement in the first one's order of samples, whatever the order of the others.

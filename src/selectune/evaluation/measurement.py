@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from selectune.delta.files import replacing
-from selectune.errors import DataError, NoMatch, SameModel
+from selectune.errors import DataError, InputError, NoMatch, SameModel
+from selectune.hashing import parse_json
 
 VERSION = 1
+_MOST_ROWS = 10_000_000
+_MOST_BYTES = 1 << 30
 _KEY = b"selectune.measurement"
 _COLUMNS = ("task", "id", "cluster", "prompt_digest", "output", "reference", "score", "extra")
 
@@ -67,9 +71,10 @@ class Measurement:
                 where = f'measurement "{self.stage}": task {sample.task}: sample "{sample.id}"'
                 raise DataError(f"its score is {sample.score}", where=where, then="Check the model's weights and the scorer.")
         if sum(len(samples) for samples in self._by_task.values()) != len(self.samples):
-            raise DataError(
-                "two samples of one task share an id", where=f'measurement "{self.stage}"', then="Give every record an id of its own."
-            )
+            counts = Counter((sample.task, sample.id) for sample in self.samples)
+            (task, name), times = counts.most_common(1)[0]
+            where = f'measurement "{self.stage}": task {task}: sample "{name}"'
+            raise DataError(f"it is there {times} times", where=where, then="Give every record an id of its own.")
 
     @cached_property
     def _by_task(self) -> Mapping[str, Mapping[str, Sample]]:
@@ -134,7 +139,7 @@ class Measurement:
             asdict(sample) | {"extra": json.dumps(dict(sample.extra), ensure_ascii=False, sort_keys=True, allow_nan=False)}
             for sample in self.samples
         ]
-        schema = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in _COLUMNS])
+        schema = pa.schema([(name, _type(pa, name)) for name in _COLUMNS])
         about = {name: getattr(self, name) for name in ("stage", "model_id", "suite", "seconds")}
         about |= {"version": VERSION, "kinds": list(self.kinds.items())}
         about |= {"environment": dict(self.environment), "planned": dict(self.planned)}
@@ -150,16 +155,22 @@ class Measurement:
 
         then = "Take the measurement again."
         try:
-            table = pq.read_table(path)
+            # As dictionaries: a long text that a page repeats a million times is in memory once, until its size is known.
+            with pq.ParquetFile(path, read_dictionary=[name for name in _COLUMNS if name != "score"]) as file:
+                about = file.metadata
+                _check_size(about.num_rows, sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups)), str(path))
+                table = file.read()
         except FileNotFoundError as error:
             raise DataError("there is no such file", where=str(path), then=then) from error
-        except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a whole Parquet file ({error})", where=str(path), then=then) from error
         raw = (table.schema.metadata or {}).get(_KEY)
-        if raw is None or set(table.column_names) != set(_COLUMNS):
+        types = [one.value_type if pa.types.is_dictionary(one) else one for one in table.schema.types]
+        if raw is None or table.schema.names != list(_COLUMNS) or types != [_type(pa, name) for name in _COLUMNS]:
             raise DataError("a Parquet file, but no measurement", where=str(path), then=then)
-        about = json.loads(raw)
-        if about.pop("version") != VERSION:
+        _check_size(table.num_rows, sum(_text_bytes(chunk) for name in _COLUMNS for chunk in table[name].chunks), str(path))
+        about = _parsed(raw, "what it says of itself", str(path))
+        if about.pop("version", None) != VERSION:
             raise DataError("written by another version of selectune", where=str(path), then=then)
         for name in _COLUMNS:
             if table[name].null_count:
@@ -167,8 +178,52 @@ class Measurement:
                 known = table["id"][number].as_py()
                 told = f'sample "{known}"' if known is not None else f"sample {number + 1}"
                 raise DataError(f"{told} has no {name.replace('_', ' ')}", where=str(path), then=then)
-        samples = tuple(Sample(**(row | {"extra": json.loads(row["extra"])})) for row in table.to_pylist())
-        return cls(samples=samples, **(about | {"kinds": dict(about["kinds"])}))
+        rows = [
+            row | {"extra": _parsed(row["extra"].encode(), f"what is beside sample {at}", str(path))}
+            for at, row in enumerate(table.to_pylist(), start=1)
+        ]
+        samples = tuple(Sample(**row) for row in rows)
+        try:
+            kinds = dict(about.pop("kinds"))
+            texts = [about["stage"], about["model_id"], about["suite"], *kinds, *kinds.values(), *about["environment"].values()]
+            if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int) for one in about["planned"].values()):
+                raise TypeError("a word or a number is none")
+            return cls(samples=samples, kinds=kinds, **(about | {"seconds": float(about["seconds"])}))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"what it says of itself has other fields ({error})", where=str(path), then=then) from error
+
+
+def _type(pa: Any, column: str) -> Any:
+    return pa.float64() if column == "score" else pa.string()
+
+
+def _check_size(rows: int, size: int, where: str) -> None:
+    """Refuses what would take more memory than any measurement does."""
+    if rows > _MOST_ROWS or size > _MOST_BYTES:
+        what = f"it would unpack to {rows:,} rows and {size:,} bytes; at most {_MOST_ROWS:,} and {_MOST_BYTES:,} are read"
+        raise DataError(what, where=where, then="Take the measurement again, in several suites.")
+
+
+def _text_bytes(column: Any) -> int:
+    """How many bytes a column's texts have when each is written out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return int(pc.sum(pc.take(pc.binary_length(column.dictionary), column.indices).cast(pa.int64())).as_py() or 0)
+
+
+def _parsed(text: bytes, what: str, where: str) -> dict[str, Any]:
+    try:
+        found = parse_json(text)
+        if not isinstance(found, dict):
+            raise InputError("no JSON object")
+    except InputError as error:
+        raise DataError(f"{what} is no JSON ({error.what})", where=where, then="Take the measurement again.") from error
+    return found
 
 
 def check_differs(model_id: str, base: Measurement, *, stage: str) -> None:

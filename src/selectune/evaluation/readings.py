@@ -16,7 +16,7 @@ from selectune.errors import DataError
 from selectune.evaluation.matrix import align
 
 if TYPE_CHECKING:
-    from selectune.evaluation.measurement import Measurement
+    from selectune.evaluation.measurement import Measurement, Sample
     from selectune.statistics import Estimate
 
 
@@ -47,16 +47,20 @@ class Readings:
 def readings(before: Measurement, after: Measurement, task: str) -> Readings | None:
     """How much of a task's loss is one of form; None where a measurement has no second reading (`Task.likelihoods`).
 
+    Only samples that were read twice count, also for what was lost in writing: in a task of mixed kinds those with answers to rank.
+
     The interval is that of a mean of paired differences of differences (t, cluster-robust where samples share a cluster, or BCa): an item
     counts 1 where the answer was lost in writing alone, -1 where it was lost by likelihood alone. Raises DataError where the two
     measurements have other samples, or ranked other answers.
     """
     pairs = align([before, after], task)
     rows = [(before.of(task)[name], after.of(task)[name]) for name in pairs.ids]
-    if not all("choice" in sample.extra for row in rows for sample in row):
+    if any(not any("choice" in sample.extra for sample in side) for side in zip(*rows, strict=True)):
         return None
+    twice = [at for at, row in enumerate(rows) if any("choice" in sample.extra for sample in row)]
+    pairs, rows = pairs.only(twice), [rows[at] for at in twice]
     for old, new in rows:
-        if len(old.extra["choice"]["logprobs"]) != len(new.extra["choice"]["logprobs"]):
+        if _ranked(old) != _ranked(new):
             where = f'task {task}: sample "{old.id}"'
             raise DataError("the two measurements ranked other answers", where=where, then="Measure both on the same task.")
     likeliest = np.array([[sample.extra["choice"]["score"] for sample in row] for row in rows], dtype=float)
@@ -68,6 +72,11 @@ def readings(before: Measurement, after: Measurement, task: str) -> Readings | N
         knowledge=statistics.change(likeliest[:, 1], likeliest[:, 0], pairs.clusters),
         form=_doubled(statistics.change((1 + gone) / 2, (1 + lost) / 2, pairs.clusters)),
     )
+
+
+def _ranked(sample: Sample) -> int:
+    """How many answers were ranked."""
+    return len(sample.extra["choice"]["logprobs"]) if "choice" in sample.extra else 0
 
 
 def _doubled(half: Estimate) -> Estimate:

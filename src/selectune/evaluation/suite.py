@@ -32,9 +32,9 @@ CLOSED = 32
 class Task:
     """One skill to measure.
 
-    Raises DataError for no records, for two with one id or one without, for a record whose prompt asks nothing or that has no answer, and
-    for a ``choice`` record whose answer is not among its choices; NoMatch for an unknown scorer, MissingPackage for one whose package is
-    not installed; InputError for an unknown kind.
+    Raises DataError for no records, for one without an id (two of one id are refused by `Records`), for a record whose prompt asks nothing
+    or that has no answer, and for a ``choice`` record whose answer is not among its choices; NoMatch for an unknown scorer, MissingPackage
+    for one whose package is not installed; InputError for an unknown kind.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Task:
     max_new_tokens: int = 8
     role: Literal["target", "held-out"] = "held-out"
     likelihoods: bool = False
-    """For ``generate``: also rank what each record may be answered with by likelihood (its choices, else the task's own answers where they
-    are few) and keep that reading in ``extra["choice"]``. What the first reading lost and this one kept is a shift of format or of answers,
+    """For ``generate``: also rank what each record may be answered with by likelihood (`answers_offered`) and keep that reading in
+    ``extra["choice"]``. What the first reading lost and this one kept is a shift of format or of answers,
     not of knowledge (`selectune.evaluation.readings`)."""
     further: tuple[str, ...] = ()
     """More scorers for the same outputs, by name; `selectune.evaluation.rescoring` applies them. What is measured is the same without."""
@@ -61,18 +61,17 @@ class Task:
             check_scorer(name)
         if not len(self.records):
             raise DataError("it has no records", where=where, then="Check its source, its split and what was dropped.")
-        twice = [name for name, count in Counter(record.id for record in self.records).items() if count > 1]
-        if twice:
-            raise DataError(
-                f'{len(twice)} ids are used twice, such as "{twice[0]}"', where=where, then="Give every record an id of its own."
-            )
+        for number, record in enumerate(self.records, 1):
+            if not record.id.strip():
+                raise DataError(f"record {number} has no id", where=where, then="Give every record an id of its own.")
         for record in self.records:
             _check(record, self.kind, where=where)
             if self.kind == "choice":
                 answer_index(record, where=where)
         if self.likelihoods:
             for record, choices in zip(self.records, answers_offered(self.records, where=where), strict=True):
-                answer_index(record, where=where, choices=choices)
+                if choices:
+                    answer_index(record, where=where, choices=choices)
 
     @cached_property
     def judge(self) -> Scorer:
@@ -122,7 +121,11 @@ class Suite:
 
 def choices_of(record: Record) -> tuple[str, ...]:
     """The answers that a record offers, from ``meta["choices"]``; empty without."""
-    return tuple(str(choice) for choice in record.meta.get("choices") or ())
+    return _texts(record, "choices")
+
+
+def _texts(record: Record, name: str) -> tuple[str, ...]:
+    return tuple(str(one) for one in record.meta.get(name) or ())
 
 
 def score(judge: Scorer, record: Record, output: str, *, where: str) -> float:
@@ -146,10 +149,8 @@ def cluster_of(record: Record) -> str:
 
 
 def _check(record: Record, kind: Kind, *, where: str) -> None:
-    """Raises DataError where a record has no id, its prompt asks nothing, or there is no answer to score by."""
+    """Raises DataError where a record's prompt asks nothing, or there is no answer to score by."""
     place = f'{where}: record "{record.id}"'
-    if not record.id.strip():
-        raise DataError("a record has no id", where=where, then="Give every record an id of its own.")
     if kind == "perplexity":
         return
     if not any(message.text.strip() for message in record.prompt if message.role == "user"):
@@ -159,20 +160,19 @@ def _check(record: Record, kind: Kind, *, where: str) -> None:
 
 
 def answers_offered(records: Sequence[Record], *, where: str) -> list[tuple[str, ...]]:
-    """For each record what it may be answered with: its choices, else every answer of the task, in order, if there are at most `CLOSED`.
+    """For each record what may be ranked as its answer: its choices, else its ``meta["ranked"]``, nothing for a record without either.
 
-    Raises DataError for a record without choices in a task of more answers, or of a single one.
+    Where no record of the task has either, every answer of the task, in order, if there are at most `CLOSED`; raises DataError where there
+    are more, or a single one.
     """
+    if any(choices_of(record) or "ranked" in record.meta for record in records):
+        return [choices_of(record) or _texts(record, "ranked") for record in records]
     every = tuple(sorted({record.answer.strip() for record in records if record.answer.strip()}))
-    found = []
-    for record in records:
-        choices = choices_of(record) or every
-        if not choices_of(record) and not 2 <= len(every) <= CLOSED:
-            place = f'{where}: record "{record.id}"'
-            what = f"it has no choices, and the task has {len(every)} different answers, which is no closed set of 2 to {CLOSED}"
-            raise DataError(what, where=place, then='Give its meta a "choices" list, or measure the task without likelihoods.')
-        found.append(choices)
-    return found
+    if not 2 <= len(every) <= CLOSED:
+        place = f'{where}: record "{records[0].id}"'
+        what = f"it has no choices, and the task has {len(every)} different answers, which is no closed set of 2 to {CLOSED}"
+        raise DataError(what, where=place, then='Give its meta a "choices" list, or measure the task without likelihoods.')
+    return [every] * len(records)
 
 
 def answer_index(record: Record, *, where: str, choices: Sequence[str] | None = None) -> int:

@@ -31,9 +31,8 @@ def undisturbed(net: PreTrainedModel) -> Iterator[None]:
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     kept: Any = settings or GenerationConfig()  # type: ignore[no-untyped-call, unused-ignore]
     greedy: Any = GenerationConfig  # its constructor has no annotations
-    net.generation_config = greedy(
-        bos_token_id=kept.bos_token_id, eos_token_id=kept.eos_token_id, pad_token_id=kept.pad_token_id, do_sample=False, num_beams=1
-    )
+    tokens = {name: getattr(kept, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")}
+    net.generation_config = greedy(**tokens, do_sample=False, num_beams=1)
     net.eval()  # type: ignore[no-untyped-call, unused-ignore]
     # No gradient is taken, yet every weight asks for one, for two reasons. A matrix product takes another kernel, with other last bits, for
     # a weight that does not ask, so the same weights would measure differently before and after a selection was made. And the other kernel

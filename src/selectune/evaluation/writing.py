@@ -183,7 +183,8 @@ def _generated(
             eos_token_id=ends or None,
             pad_token_id=asker.pad_id,
         )
-        new = written[:, inputs["input_ids"].shape[1] :]
+        # What an encoder has read is not repeated before the answer: that begins after the decoder's own first token.
+        new = written[:, 1 if net.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
         yield indices, [until_end(row, ends) for row in new.tolist()]
 
 

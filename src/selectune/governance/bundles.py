@@ -216,6 +216,9 @@ def _digests(folder: Path, left_out: set[str]) -> dict[str, str]:
             for name in [*folders, *files]:
                 if (Path(place) / name).is_symlink():
                     raise StorageError("is a link", where=str(Path(place) / name), then="Put the file itself there: links are not signed.")
+            for name in files:
+                if not (Path(place) / name).is_file():
+                    raise StorageError("is neither a file nor a folder", where=str(Path(place) / name), then="Delete it: it has no end.")
             found += [relative / name for name in files if (relative / name).as_posix() not in left_out]
         return {path.as_posix(): file_digest(folder / path) for path in sorted(found)}
     except OSError as error:

@@ -17,8 +17,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from selectune.delta.files import replacing
+from selectune.delta.files import replacing, sweep
 from selectune.errors import InputError, KeyFileError, MissingPackage, StorageError, UnknownKey
+from selectune.faults import reach
 from selectune.governance.documents import LIMIT, Digest, Document, Envelope, Utc, now_text, seal
 from selectune.governance.keys import PrivateKey, PublicKey
 
@@ -63,6 +64,7 @@ class Witness:
         """Signs this head and puts it there. Raises StorageError where that cannot be."""
         head = SignedHead(registry=registry, count=count, hash=hash_, utc=now_text(now))
         _write(self.place, json.dumps(seal(head, self.signer()).to_json(), indent=1).encode() + b"\n", f"head {count} {hash_[:12]}")
+        reach("head.written")
 
 
 def read_head(place: str) -> Envelope:
@@ -109,6 +111,7 @@ def _write(place: str, data: bytes, message: str) -> None:
         return
     path = Path(place.removeprefix("git:"))
     with replacing(path) as temporary:
+        sweep(path.parent)  # nobody else would remove what a process that was killed left beside the head
         temporary.write_bytes(data)
     if place.startswith("git:"):
         for arguments in (("add", "--", path.name), ("commit", "--quiet", "-m", message, "--", path.name)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from selectune.pipeline.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from selectune.pipeline.bisecting import Bisected, Question, bisect
     from selectune.pipeline.checkpoint import save_checkpoint
     from selectune.pipeline.comparing import Comparison, compare
     from selectune.pipeline.deriving import diff_updates, merge_updates, rebase_update
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from selectune.pipeline.versions import load_any, load_version, locate_any, map_any, save_full
 
 __all__ = [
+    "Bisected",
     "Comparison",
     "Further",
     "Plan",
     "Progress",
+    "Question",
     "Silent",
+    "bisect",
     "compare",
     "diff_updates",
     "further",
@@ -53,6 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bisecting": ("Bisected", "Question", "bisect"),
     "checkpoint": ("save_checkpoint",),
     "comparing": ("Comparison", "compare"),
     "deriving": ("diff_updates", "merge_updates", "rebase_update"),

@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from selectune.errors import ModelError, NotYet
-from selectune.hashing import parse_json
-from selectune.models import check_adapter
+from selectune.hashing import canonical, parse_json
 from selectune.network import class_name, walk
 from selectune.pipeline.checkpoint import slots_of
 from selectune.pipeline.tensors import read_slot
+from selectune.untrusted import check_adapter
 
 if TYPE_CHECKING:
     from selectune.pipeline.tensors import Tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FACTORS = "factors.safetensors"
+"""The attachment of an update of low rank that holds the two matrices of each weight."""
 _PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.weight)?\Z")
 _NOT_PLAIN = (
@@ -84,6 +87,16 @@ class AdapterTensors:
             change = change.to(old.dtype)  # PEFT rounds the update of a bare parameter to its dtype first
         return (old.float() + change.float()).to(old.dtype)
 
+    def factors(self) -> bytes:
+        """The matrices as a safetensors file: `NAME.A` and `NAME.B` by the weight's name, as PEFT shapes them and in their own dtype.
+
+        Its metadata has the one key `factors`, JSON: ``{"format": 1, "scales": {NAME: number}}``, by which their product is multiplied.
+        The same adapter gives the same bytes. Raises ModelError for matrices of another rank than the settings say.
+        """
+        held = {f"{name}.{which}": matrix.contiguous() for name, pair in self._matrices.items() for which, matrix in pair.items()}
+        scales = {name: self._scale(name.rpartition(".")[0], self._rank(name, pair["A"])) for name, pair in self._matrices.items()}
+        return save(held, {"factors": canonical({"format": 1, "scales": scales}).decode()})
+
     def _update(self, name: str, module: nn.Module) -> Tensor:
         a, b = (self._matrices[name][which].float() for which in "AB")
         rank = a.shape[0] if a.ndim else 0
@@ -103,14 +116,21 @@ class AdapterTensors:
 
     def _of_parameter(self, name: str, a: Tensor, b: Tensor, module: nn.Module) -> Tensor:
         """The update of a parameter that has no layer of its own: packed experts, each with some of the rows of A and columns of B."""
-        shape = module.get_parameter(name.rpartition(".")[2]).shape
-        experts = shape[0] if len(shape) == 3 else 1
-        rank = a.shape[0] // experts
+        experts, rank = self._experts(name), self._rank(name, a)
         scale = self._scale(name.rpartition(".")[0], rank)
         if experts == 1 or a.shape[0] != rank * experts:
             return (b @ a) * scale
         order = "e i o" if getattr(module, "is_transposed", False) else "e o i"
         return torch.einsum(f"o r e, e r i -> {order}", b.reshape(len(b), -1, experts), a.reshape(experts, -1, a.shape[1])) * scale
+
+    def _experts(self, name: str) -> int:
+        """How many experts a weight packs; 1 for every other one."""
+        shape = self._modules[name].get_parameter(name.rpartition(".")[2]).shape
+        return shape[0] if name in self._bare and len(shape) == 3 else 1
+
+    def _rank(self, name: str, a: Tensor) -> int:
+        """Of one weight's matrices, of which packed experts have a part each."""
+        return a.shape[0] // self._experts(name) if a.ndim else 0
 
     def _scale(self, module: str, rank: int) -> float:
         """Alpha over the rank, or over its root, with the patterns that name a module by the end of its path."""

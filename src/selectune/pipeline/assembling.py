@@ -19,22 +19,19 @@ from selectune.pipeline.folder import now
 from selectune.pipeline.preparing import RECOVERY, Prepared
 from selectune.probes import Caption, NumberReading, correlation
 from selectune.reporting import RunResult
-from selectune.reporting.result import (
+from selectune.reporting.document import Estimate
+from selectune.reporting.measured import (
     CaptionedPicture,
     Change,
     Difference,
-    Estimate,
-    Family,
     MatrixTable,
-    ModelInfo,
     Probes,
     RecoveredTask,
-    Recovery,
     SecondReading,
-    SelectionInfo,
     StageCaption,
     Tally,
 )
+from selectune.reporting.trained import Family, ModelInfo, Recovery, SelectionInfo
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -82,6 +79,7 @@ def assemble(prepared: Prepared, stages: Sequence[Stage], *, run: str, seconds: 
         tallies=tuple(_tallies(measurements)),
         readings=tuple(_readings(measurements)),
         changes=tuple(_changes(prepared, measurements)),
+        leaks=examples.leaks,
         recovery=_recovery(prepared, stages, held_out),
         noise=_noise(stages[0]),
         seconds=dict(seconds) | _seconds(stages),

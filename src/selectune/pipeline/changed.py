@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from selectune.evaluation.measurement import Measurement, Sample
 from selectune.reporting import thumbnail_url
-from selectune.reporting.result import Change
+from selectune.reporting.measured import Change
 
 if TYPE_CHECKING:
     from selectune.records import Record

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,9 +25,10 @@ from selectune.components.disk import Layout, alone, in_files, layout, revert, t
 from selectune.delta.bits import bit_view, flip, torch_dtype
 from selectune.errors import DeltaError, InputError, ModelError, StorageError
 from selectune.governance.bundles import sign_folder
-from selectune.hashing import parse_json, tensor_bytes
+from selectune.hashing import DTYPES, parse_json, tensor_bytes
 from selectune.models import providers
 from selectune.network import bare, whole
+from selectune.untrusted import read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,22 +135,40 @@ def read_slots(folder: Path) -> dict[str, Slot]:
         raise ModelError(f"there is neither {_WEIGHTS} nor {_INDEX}", where=f"model {folder}", then="Save it again with save_pretrained.")
     files = [_WEIGHTS]
     if not (folder / _WEIGHTS).is_file():
-        files = sorted(set(parse_json((folder / _INDEX).read_bytes(), limit=_HEADER_LIMIT)["weight_map"].values()))
+        files = _indexed(folder)
     if strange := [file for file in files if Path(file).name != file]:
         raise ModelError(f'its index names the file "{strange[0][:200]}"', where=f"model {folder}", then="Files lie in the folder itself.")
     return {name: slot for file in files for name, slot in slots_of(folder, file).items()}
 
 
+def _indexed(folder: Path) -> list[str]:
+    """The files that a folder's index names. Raises ModelError for an index that is none."""
+    try:
+        match parse_json((folder / _INDEX).read_bytes(), limit=_HEADER_LIMIT):
+            case {"weight_map": {**places}} if places and all(isinstance(file, str) for file in places.values()):
+                return sorted({str(file) for file in places.values()})
+            case _:
+                raise InputError("has no weight_map")
+    except (InputError, OSError) as error:
+        reason = error.what if isinstance(error, InputError) else error.strerror
+        raise ModelError(f"{_INDEX}: {reason}", where=f"model {folder}", then="Save it again with save_pretrained.") from error
+
+
 def slots_of(folder: Path, file: str) -> dict[str, Slot]:
-    """Every tensor in one file of a folder; reads its header alone."""
-    with (folder / file).open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = parse_json(stream.read(min(size, _HEADER_LIMIT + 1)), limit=_HEADER_LIMIT)
+    """Every tensor in one file of a folder; reads its header alone. Raises ModelError for a header that is none."""
+    try:
+        begin, rows = read_header(folder / file)
+        size = (folder / file).stat().st_size
+    except (InputError, OSError) as error:
+        reason = error.what if isinstance(error, InputError) else error.strerror
+        raise ModelError(f"{file}: {reason}", where=f"model {folder}", then="Copy or download the file again.") from error
     found = {}
-    for name, row in header.items():
-        if name != "__metadata__":
-            start, stop = (8 + size + offset for offset in row["data_offsets"])
-            found[name] = Slot(file=file, dtype=row["dtype"], shape=tuple(row["shape"]), start=start, stop=stop)
+    for name, row in rows.items():
+        start, stop = (begin + offset for offset in row["data_offsets"])
+        if not (begin <= start <= stop <= size and stop - start == prod(row["shape"]) * DTYPES[row["dtype"]][1]):
+            what = f"{file}: {name} lies at {start}-{stop} of {size} bytes, which its shape and dtype do not fit"
+            raise ModelError(what, where=f"model {folder}", then="Copy or download the file again.")
+        found[name] = Slot(file=file, dtype=row["dtype"], shape=tuple(row["shape"]), start=start, stop=stop)
     return found
 
 

@@ -143,8 +143,13 @@ def warnings(rows: Sequence[Comparison]) -> list[str]:
     return [f"{row.task}: every output is the same in both, letter by letter; was the update applied?" for row in rows if row.same_outputs]
 
 
-def page(before: Measurement, after: Measurement, rows: Sequence[Comparison], suite: Suite | None = None) -> ComparisonPage:
-    """What the page of lost and gained samples shows; pictures and questions come from the records of `suite`, where that is given."""
+def page(
+    before: Measurement, after: Measurement, rows: Sequence[Comparison], suite: Suite | None = None, *, notes: Sequence[str] = ()
+) -> ComparisonPage:
+    """What the page of lost and gained samples shows; pictures and questions come from the records of `suite`, where that is given.
+
+    `notes`: what else a reader must know.
+    """
     records: Mapping[str, Mapping[str, Any]] = {
         task.name: {record.id: record for record in task.records} for task in (suite.tasks if suite else ())
     }
@@ -163,5 +168,5 @@ def page(before: Measurement, after: Measurement, rows: Sequence[Comparison], su
         correction=rows[0].correction,
         tasks=tuple(ComparedTask.model_validate(row.to_json() | {"items": None}) for row in rows),
         changes=tuple(changes),
-        notes=(*warnings(rows), *(str(row.second) for row in rows if row.second is not None)),
+        notes=(*notes, *warnings(rows), *(str(row.second) for row in rows if row.second is not None)),
     )

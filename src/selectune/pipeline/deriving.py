@@ -14,6 +14,7 @@ from selectune.delta.merging import Strategy, merge
 from selectune.delta.rebasing import carry, differing
 from selectune.errors import ModelError, RegistryError, WrongParent
 from selectune.models import providers
+from selectune.pipeline.lineage import said_of
 from selectune.pipeline.recording import MODEL
 from selectune.pipeline.tensors import Tensors, VersionTensors, open_tensors
 from selectune.registry import Update
@@ -83,7 +84,7 @@ def open_base(name: str, registry: Registry) -> Base:
         return Base(model=name, update=None, tensors=open_tensors(name))
     found = registry.show(name)
     deltas = registry.chain(found.id)
-    return Base(model=_model_of(found), update=found.id, tensors=VersionTensors(open_tensors(_model_of(found)), deltas))
+    return Base(model=model_of(found), update=found.id, tensors=VersionTensors(open_tensors(model_of(found)), deltas))
 
 
 def diff_updates(registry: Registry, first: str, second: str, *, spectra: int = 8, k: int = 8) -> Compared:
@@ -92,12 +93,12 @@ def diff_updates(registry: Registry, first: str, second: str, *, spectra: int = 
     Raises RegistryError for unknown updates, WrongParent for two that have no model in common.
     """
     a, b = registry.show(first), registry.show(second)
-    chains = registry.chain(a.id), registry.chain(b.id)
+    chains = registry.steps(a.id), registry.steps(b.id)
     shared = _shared(*chains)
     notes: list[str] = []
     tensors: Tensors | None = None
     try:
-        base = open_tensors(_model_of(a))
+        base = open_tensors(model_of(a))
         tensors = VersionTensors(base, chains[0][: shared[0]]) if shared[0] else base
     except (ModelError, RegistryError) as error:
         notes.append(f"no norms, angles and spectra: {error}")
@@ -111,6 +112,7 @@ def diff_updates(registry: Registry, first: str, second: str, *, spectra: int = 
     )
     if a.records.get("suite") != b.records.get("suite"):
         notes.append("the two were measured on other suites: their scores stand side by side, and are not of the same records")
+    notes += said_of(registry.standing(), {"A": a.id, "B": b.id})
     return Compared(a=a, b=b, difference=found, behaviour=_behaviour(a, b), notes=tuple(notes))
 
 
@@ -122,14 +124,14 @@ def merge_updates(registry: Registry, first: str, second: str, strategy: Strateg
         raise WrongParent(
             f"{a.id[:12]} is of model {a.base[:12]}, {b.id[:12]} of {b.base[:12]}",
             where="merge",
-            then=f"Carry one to the other's parent first: selectune rebase {b.id[:12]} {(a.parent or _model_of(a))[:60]}",
+            then=f"Carry one to the other's parent first: selectune rebase {b.id[:12]} {(a.parent or model_of(a))[:60]}",
         )
     parent = _parent_tensors(registry, a)
     of = sorted((a.id, b.id))
     merged = merge(*deltas, parent.manifest, parent.read, strategy, meta={"updates": of})
     note = {"of": of, "strategy": merged.meta["merged"]["strategy"], "settings": merged.meta["merged"]["settings"]}
     names = sorted({a.skill, b.skill} - {""})
-    update = Update(parent=a.parent, skill="+".join(names), meta={MODEL: _model_of(a), "merged": note}, actor=actor)
+    update = Update(parent=a.parent, skill="+".join(names), meta={MODEL: model_of(a), "merged": note}, actor=actor)
     return registry.show(add_delta(registry, update, merged))
 
 
@@ -158,15 +160,16 @@ def rebase_update(registry: Registry, wanted: str, base: str, *, as_candidate: b
     return Rebased(update=add_delta(registry, recorded, moved), delta=moved, differing=others)
 
 
-def add_delta(registry: Registry, update: Update, delta: Delta) -> str:
+def add_delta(registry: Registry, update: Update, delta: Delta, attachments: Mapping[str, bytes] | None = None) -> str:
     """Records an update whose delta is in no file yet, and returns its id. Raises what `Registry.add` raises."""
     with tempfile.TemporaryDirectory(prefix="selectune-update-") as place:
         file = Path(place) / "update.delta"
         delta.save(file)
-        return registry.add(update, file)
+        return registry.add(update, file, attachments)
 
 
-def _model_of(update: Update) -> str:
+def model_of(update: Update) -> str:
+    """The name of the model at the beginning of an update's line. Raises RegistryError where it was not recorded."""
     name = update.meta.get(MODEL)
     if not isinstance(name, str):
         raise RegistryError(f"update {update.id[:12]} does not say which model it is of", then="Record it with the name of its base.")
@@ -175,7 +178,7 @@ def _model_of(update: Update) -> str:
 
 def _parent_tensors(registry: Registry, update: Update) -> Tensors:
     """The tensors of the model that an update was made on."""
-    base = open_tensors(_model_of(update))
+    base = open_tensors(model_of(update))
     return VersionTensors(base, registry.chain(update.parent)) if update.parent else base
 
 

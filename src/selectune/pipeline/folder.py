@@ -37,8 +37,12 @@ from selectune.delta.files import sweep, temporary_name
 from selectune.errors import InputError, ResumeError, StorageError
 from selectune.evaluation.measurement import Measurement
 from selectune.governance.documents import now_text
+from selectune.hashing import parse_json
 from selectune.recipe import Recipe, dump_recipe, parse_recipe
-from selectune.reporting.result import Document, NumberStage, Phase, QuickPoint, UpdateInfo, Verdict, write_whole
+from selectune.reporting.document import Document, write_whole
+from selectune.reporting.judged import Verdict
+from selectune.reporting.measured import NumberStage
+from selectune.reporting.trained import Phase, QuickPoint, UpdateInfo
 
 
 class CaptionText(Document):
@@ -133,8 +137,10 @@ class Folder:
         """Keeps the digests of what a run is made from; when it goes on, raises ResumeError that names each one that is another now."""
         path = self.path / "inputs.json"
         try:
-            before = json.loads(path.read_bytes()) if path.is_file() else None
-        except ValueError as error:
+            before = parse_json(path.read_bytes()) if path.is_file() else None
+            if not isinstance(before, dict | None):
+                raise InputError("it holds no digests")
+        except InputError as error:
             raise ResumeError(f"cannot be read ({error})", where=str(path), then="Start the run again.") from error
         if before is None:
             write_whole(path, json.dumps(dict(inputs), indent=1) + "\n")
@@ -161,9 +167,13 @@ class Folder:
 
     def quick(self, stage: str) -> tuple[QuickPoint, ...]:
         """Every small measurement of a stage, those before an interruption too, from the events; one that was taken again counts once."""
-        lines = (self.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        events = [event for event in map(json.loads, lines) if event["event"] == "quick" and event["stage"] == stage]
-        found = {event["step"]: QuickPoint(step=event["step"], scores=event["scores"], n=event["n"]) for event in events}
+        path = self.path / "events.jsonl"
+        try:
+            events = [parse_json(line) for line in path.read_bytes().splitlines()]
+            events = [event for event in events if event["event"] == "quick" and event["stage"] == stage]
+            found = {event["step"]: QuickPoint(step=event["step"], scores=event["scores"], n=event["n"]) for event in events}
+        except (InputError, ValidationError, KeyError, TypeError) as error:
+            raise ResumeError(f"has a line that is no event ({str(error)[:120]})", where=str(path), then="Start the run again.") from error
         return tuple(found[n] for n in sorted(found))
 
     def measurement(self, stage: str) -> Path:

@@ -22,13 +22,13 @@ from selectune.delta.bits import bit_view
 from selectune.delta.values import build
 from selectune.errors import ModelError, SameModel
 from selectune.hashing import parse_json, tensor_digest
-from selectune.models import LARGEST_CONFIG, check_folder
-from selectune.pipeline.adapters import CONFIG, AdapterTensors
+from selectune.pipeline.adapters import CONFIG, FACTORS, AdapterTensors
 from selectune.pipeline.checkpoint import read_slots, weight_folder
 from selectune.pipeline.deriving import add_delta, open_base
 from selectune.pipeline.recording import MODEL
 from selectune.pipeline.tensors import FolderTensors, Tensors, outlined
 from selectune.registry import Update
+from selectune.untrusted import LARGEST_CONFIG, check_folder
 
 if TYPE_CHECKING:
     from selectune.components import Component, ComponentMap
@@ -113,15 +113,16 @@ class _Other(Protocol):
 def import_checkpoint(folder: Path, base: str, registry: Registry, *, skill: str = "", actor: str = "") -> Imported:
     """Records a checkpoint folder, or an adapter's, as an update of `base`: a model, or an update of the registry.
 
-    Its verdict is empty: nobody measured it here. Raises ModelError for a hostile folder, for files that are not of the base's
-    architecture, with the names of tensors that came, went, or have another shape or dtype; NotYet for an adapter that is not plain LoRA;
-    SameModel where not one bit differs.
+    Its verdict is empty: nobody measured it here. An adapter's matrices are kept with it, as the attachment `factors.safetensors`. Raises
+    ModelError for a hostile folder, for files that are not of the base's architecture, with the names of tensors that came, went, or have
+    another shape or dtype; NotYet for an adapter that is not plain LoRA; SameModel where not one bit differs.
     """
     found = open_base(base, registry)
     notes: tuple[str, ...] = ()
+    adapter = AdapterTensors(found.tensors, folder) if (folder / CONFIG).is_file() else None
     other: _Other
-    if (folder / CONFIG).is_file():
-        other, kind = AdapterTensors(found.tensors, folder), "adapter"
+    if adapter is not None:
+        other, kind = adapter, "adapter"
     else:
         check_folder(folder)
         other, kind = _opened(folder, found.tensors), "checkpoint"
@@ -131,7 +132,7 @@ def import_checkpoint(folder: Path, base: str, registry: Registry, *, skill: str
     update = Update(parent=found.update, skill=skill or folder.resolve().name, meta=meta, actor=actor)
     preset = smallest_preset(found.tensors.map, moved)
     return Imported(
-        update=add_delta(registry, update, delta),
+        update=add_delta(registry, update, delta, {FACTORS: adapter.factors()} if adapter is not None else {}),
         delta=delta,
         families=_families(found.tensors.map, moved),
         patterns=delta.patterns,

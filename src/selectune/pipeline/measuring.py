@@ -15,7 +15,8 @@ from selectune.hashing import digest
 from selectune.pipeline.folder import CaptionText, Folder, StageDocument
 from selectune.pipeline.progress import Progress, bar
 from selectune.probes import probe_numbers
-from selectune.reporting.result import NumberStage, write_whole
+from selectune.reporting.document import write_whole
+from selectune.reporting.measured import NumberStage
 from selectune.training import FeatureCache
 from selectune.training.features import in_language
 

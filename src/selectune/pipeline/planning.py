@@ -15,8 +15,9 @@ from selectune.pipeline.stages import lessons
 from selectune.pipeline.versions import ARCHITECTURE, load_any, outlined
 from selectune.records import Encoder, Shown
 from selectune.training.cut import first_layer
-from selectune.training.forecast import Forecast, Load, Memory, forecast, in_pictures, outline
+from selectune.training.forecast import Forecast, Memory, forecast, in_pictures, outline
 from selectune.training.keeping.anchors import encode_anchors
+from selectune.training.load import Load
 from selectune.training.machine import UNKNOWN, Machine, measure
 from selectune.training.preparing import sizes
 from selectune.training.room import Change, advice, changes, free, recompute

@@ -12,11 +12,12 @@ from selectune.evaluation import Suite, Task
 from selectune.evaluation.scorers import scorer_name
 from selectune.evaluation.tasks import find_task, read_task_records
 from selectune.pipeline.keeping import read_kept
+from selectune.pipeline.leaking import find_leaks, stopped_by
 from selectune.precision import choose_dtype, widen
 from selectune.quantising import quantise
 from selectune.recipe import Data, HeldOut, Recipe, Skill
-from selectune.records import leakage, read_records
-from selectune.reporting.result import TaskInfo
+from selectune.records import read_records
+from selectune.reporting.measured import LeakedPair, TaskInfo
 from selectune.training.sharding import shard
 
 if TYPE_CHECKING:
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
     from selectune.records import Records
 
 RECOVERY = "recovery"
-HOW = {
-    "bytes": "the same picture",
-    "pixels": "the same pixels",
-    "likeness": "a picture that looks the same",
-    "text": "the same words",
-    "wording": "nearly the same words",
-}
-"""What a leak of a kind is, in words."""
-MAX_NEW_TOKENS = 8
-"""Of an answer, where neither the recipe nor a task says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +49,8 @@ class Examples:
     """What the number probe captions."""
     notes: tuple[str, ...]
     """What a reader must know: leaks that the recipe allows, records left out."""
+    leaks: tuple[LeakedPair, ...] = ()
+    """The first of those leaks, pair by pair, for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +143,18 @@ def read_examples(recipe: Recipe) -> Examples:
     kept, sources = read_kept(recipe, RECOVERY, _some)
     pictures = None if recipe.probe.numbers is None else _some(recipe.probe.numbers, "probe.numbers")
     seen = train | {f"{name} (validation)": records for name, records in validation.items()} | sources
-    notes = (*_leaks(recipe, seen, tests), *_stopped_by(train, validation))
+    found = find_leaks(seen, tests)
+    if found.notes and recipe.leakage == "refuse":
+        raise DataError("; ".join(found.notes), where="recipe", then="Take them out of one side, or allow it with leakage: report.")
     return Examples(
-        train=train, suite=Suite(tasks=tuple(tasks)), tasks=tuple(infos), validation=validation, kept=kept, pictures=pictures, notes=notes
+        train=train,
+        suite=Suite(tasks=tuple(tasks)),
+        tasks=tuple(infos),
+        validation=validation,
+        kept=kept,
+        pictures=pictures,
+        notes=(*found.notes, *stopped_by(train, validation)),
+        leaks=found.pairs,
     )
 
 
@@ -178,48 +180,14 @@ def _a_batch(records: Records, batch: int, where: str) -> Records:
 
 
 def _task(test: Skill | HeldOut, records: Records, *, role: Literal["target", "held-out"]) -> Task:
-    """What is measured: as the recipe says, where it does not as the test's task says, and without one by the recipe's defaults."""
-    spec = None if test.test.task is None else find_task(test.test.task)
-    kind = test.kind if isinstance(test, HeldOut) else None
-    return Task(
-        name=test.name,
-        records=records,
-        kind=kind or (spec.kind if spec else "generate"),
-        scorer=test.scorer or (spec.scorer if spec else "exact"),
-        max_new_tokens=test.max_new_tokens or (spec.max_new_tokens if spec else MAX_NEW_TOKENS),
-        role=role,
-        likelihoods=test.likelihoods if test.likelihoods is not None else spec is not None and spec.likelihoods,
-        further=spec.further if spec else (),
-    )
+    """What is measured: as the recipe says, where it does not as the test's task says, and without one by a task's own defaults."""
+    asked = {} if test.test.task is None else find_task(test.test.task).asked
+    said = {"scorer": test.scorer, "max_new_tokens": test.max_new_tokens, "likelihoods": test.likelihoods}
+    said |= {"kind": test.kind} if isinstance(test, HeldOut) else {}
+    return Task(name=test.name, records=records, role=role, **asked | {name: value for name, value in said.items() if value is not None})
 
 
 def _info(task: Task, data: Data) -> TaskInfo:
     synthetic = is_synthetic(data, task.records)
     about = data.about or ("" if data.task is None else find_task(data.task).about)
     return TaskInfo(name=task.name, role=task.role, kind=task.kind, scorer=scorer_name(task.scorer), synthetic=synthetic, about=about)
-
-
-def _leaks(recipe: Recipe, train: Mapping[str, Records], tests: Mapping[str, Records]) -> tuple[str, ...]:
-    """A sentence for each pair of training and test records that share something; DataError if the recipe does not allow it."""
-    found = []
-    for learned, records in train.items():
-        for name, test in tests.items():
-            leaks = leakage(records, test)
-            shared = {identity for leak in leaks for identity in leak.test}
-            if shared:
-                first = leaks[0]
-                pair = f"{first.test[0]} ({HOW[first.kind]} as {first.train[0]})"
-                found.append(f"{len(shared)} of {len(test)} test records of {name} are in the training of {learned} too, such as {pair}")
-    if found and recipe.leakage == "refuse":
-        raise DataError("; ".join(found), where="recipe", then="Take them out of one side, or allow it with leakage: report.")
-    return tuple(found)
-
-
-def _stopped_by(train: Mapping[str, Records], validation: Mapping[str, Records]) -> tuple[str, ...]:
-    """A sentence for each skill whose validation records are in its own training: no test is touched, so it is told and never refused."""
-    found = {name: {one for leak in leakage(train[name], records) for one in leak.test} for name, records in validation.items()}
-    return tuple(
-        f"{len(shared)} of {len(validation[name])} validation records of {name} are in its training too, such as {min(shared)}"
-        for name, shared in found.items()
-        if shared
-    )

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selectune.pipeline.adapters import FACTORS
 from selectune.pipeline.keeping import kept_digests
 from selectune.recipe import dump_recipe
 from selectune.registry import Update
-from selectune.reporting.result import UpdateInfo
+from selectune.reporting.trained import UpdateInfo
 
 if TYPE_CHECKING:
     from selectune.delta import Delta
@@ -33,6 +34,8 @@ class Made:
     parent: UpdateInfo | None
     scores: Mapping[str, Mapping[str, float | int]]
     """By task: the mean score (`value`) of the model after it, and of how many samples (`n`)."""
+    factors: bytes | None = None
+    """With LoRA: its matrices, as `pipeline.adapters` writes them."""
 
 
 def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateInfo:
@@ -53,7 +56,8 @@ def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateI
         },
         meta={MODEL: prepared.model.name, "optim": phase.optim if phase else {}, "steps": len(phase.steps) if phase else 0},
     )
-    identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode()})
+    factors = {} if made.factors is None else {FACTORS: made.factors}
+    identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode(), **factors})
     return describe(registry.show(identity), elements=made.delta.moved(), size=made.file.stat().st_size)
 
 

@@ -22,6 +22,7 @@ from selectune.pipeline.assembling import assemble
 from selectune.pipeline.folder import Folder, RunDocument, held, open_run, read_run
 from selectune.pipeline.judging import check_looks
 from selectune.pipeline.keeping import kept_digests
+from selectune.pipeline.lineage import as_it_stands
 from selectune.pipeline.measuring import shared_of
 from selectune.pipeline.preparing import Prepared, prepare
 from selectune.pipeline.progress import Progress, Silent, bar
@@ -101,6 +102,7 @@ def _go(document: RunDocument, told: Path, told_progress: Progress, processes: P
             measurements = (path.parent if processes.count == 1 else path) / MEASUREMENTS
             results = [_one(Folder(path / folder), registry, loaded, measurements, processes) for folder in document.recipes]
             report = path / "report.html"
+            results = as_it_stands(results, registry)
             results = [result.model_copy(update={"report": str(told / report.name)}) for result in results]
             for folder, result in zip(document.recipes, results, strict=True):
                 save_result(result, path / folder / "result.json")

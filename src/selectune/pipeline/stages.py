@@ -13,14 +13,17 @@ from selectune.errors import Alarmed, Stopped
 from selectune.evaluation import Measurement, Suite, evaluate
 from selectune.evaluation.noise import noise_floor
 from selectune.pipeline import measuring
+from selectune.pipeline.adapters import AdapterTensors
 from selectune.pipeline.folder import Folder, StageDocument
 from selectune.pipeline.judging import Case, Models, judge_early, look_of
 from selectune.pipeline.keeping import keeping, with_base
 from selectune.pipeline.preparing import RECOVERY, Prepared, is_synthetic
 from selectune.pipeline.progress import Progress, bar
 from selectune.pipeline.recording import Made, record_update
+from selectune.pipeline.tensors import LoadedTensors
 from selectune.pipeline.tracking import Trackers
-from selectune.reporting.result import Phase, QuickPoint, StepPoint, Verdict
+from selectune.reporting.judged import Verdict
+from selectune.reporting.trained import Phase, QuickPoint, StepPoint
 from selectune.training import FeatureCache, Keeping, Session, train
 from selectune.training.watching import sentences
 
@@ -139,8 +142,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], ori
     training = _train(bench, model, lesson, done)
     phase = _phase(bench.folder, lesson, training)
     file = bench.folder.path / f".{lesson.name}.delta"
-    if training.adapter is not None:
-        training.adapter.save(bench.folder.path / "adapters" / lesson.name)
+    factors = bench.processes.leads(lambda: _adapter_kept(bench.folder, model, lesson, training))
     try:
         trained, delta = training.delta, training.delta
         if original is not None:
@@ -161,7 +163,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], ori
             }
         )
         scores = {task: {"value": measurement.score(task), "n": measurement.n(task)} for task in measurement.tasks}
-        made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update, scores=scores)
+        made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update, scores=scores, factors=factors)
         update = bench.processes.leads(lambda: record_update(bench.registry, bench.prepared, made))
     finally:
         file.unlink(missing_ok=True)
@@ -172,6 +174,14 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], ori
     bench.trackers.log("scores", {task: measurement.score(task) for task in measurement.tasks}, done + len(phase.steps))
     bench.progress.say(f"{lesson.name}: update {update.id[:12]}, {said}")
     return Stage(document=document, measurement=measurement)
+
+
+def _adapter_kept(folder: Folder, model: Model, lesson: Lesson, training: Training) -> bytes | None:
+    """Writes an adapter into the run's folder, in PEFT's form; of LoRA gives the matrices that its update keeps."""
+    if training.adapter is None or lesson.optim.adapter is None:
+        return None
+    place = training.adapter.save(folder.path / "adapters" / lesson.name)
+    return AdapterTensors(LoadedTensors(model), place).factors() if lesson.optim.adapter.kind == "lora" else None
 
 
 def _train(bench: Bench, model: Model, lesson: Lesson, done: int) -> Training:

@@ -19,13 +19,14 @@ import torch
 from selectune.components import map_model
 from selectune.components.disk import Group, Layout, follow, in_files, layout, revert, tensors_of
 from selectune.delta import after
-from selectune.delta.bits import flip, torch_dtype
+from selectune.delta.bits import put, torch_dtype
 from selectune.delta.values import parts_of
 from selectune.errors import ModelError, WrongParent
 from selectune.hashing import DTYPES, Manifest, tensor_digest, tensor_entry
-from selectune.models import check_folder, load, outline
+from selectune.models import load, outline
 from selectune.network import state, whole
 from selectune.pipeline.checkpoint import Slot, has_weights, read_slots, weight_folder
+from selectune.untrusted import check_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -251,7 +252,7 @@ class VersionTensors:
         tensor = self._base.read(name).clone()
         for delta in mine:
             for part in parts_of(delta, name):
-                flip(tensor, part.slice, part.bits(delta.itemsize(part)))
+                put(tensor, part, delta.itemsize(part))
         if tensor_digest(tensor) != mine[-1].tensors[name].new:
             raise WrongParent(f'"{name}" of the base is not what the deltas were made on', where="versions", then="Give that base.")
         return tensor

@@ -87,9 +87,9 @@ def _mlflow(tracker: Any, run: str, place: Path) -> Any:
         place.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
     experiment = mlflow.get_experiment_by_name(PROJECT)
-    client, found = mlflow.MlflowClient(), []
-    if experiment is not None:
-        found = client.search_runs([experiment.experiment_id], filter_string=f"attributes.run_name = '{run}'")
+    client = mlflow.MlflowClient()
+    wanted = [] if experiment is None else [experiment.experiment_id]
+    found = client.search_runs(wanted, filter_string=f"attributes.run_name = '{run}'") if wanted else []
     return tracker(PROJECT, run_id=found[0].info.run_id if found else None, run_name=run)
 
 

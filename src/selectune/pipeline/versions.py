@@ -10,11 +10,12 @@ from selectune.components import map_model
 from selectune.components.architecture import build_architecture, build_failures
 from selectune.delta import apply
 from selectune.errors import ModelError, RegistryError
-from selectune.models import check_folder, load, providers
+from selectune.models import load, providers
 from selectune.pipeline.checkpoint import check_new, has_weights, read_slots, save_checkpoint, weight_folder
 from selectune.pipeline.recording import MODEL
 from selectune.pipeline.witnessing import open_registry
 from selectune.registry import Registry
+from selectune.untrusted import check_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -95,11 +95,21 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return super().construct_mapping(node, deep)
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - PyYAML's spelling
+        # PyYAML looks at every open bracket again for each token.
+        if self.flow_level >= _DEPTH_LIMIT:
+            raise yaml.scanner.ScannerError(None, None, "is nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
 
 class _Dumper(yaml.SafeDumper):
     """Puts quotes around every word that `_Loader` would take for something else."""
 
 
+_TEXT_LIMIT = 128 << 10
+"""PyYAML reads a tenth of a megabyte in a second."""
+_VALUES_LIMIT = 100_000
+_DEPTH_LIMIT = 64
 _FLOAT = re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
@@ -107,14 +117,43 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The values in a YAML text, read as a recipe's are. Raises `RecipeError` with the line of the fault."""
+    """The values in a YAML text, read as a recipe's are. Raises `RecipeError` with the line of the fault.
+
+    A text may be hostile: one that is large, nested deeply, or small only because its aliases repeat, is refused before it takes memory.
+    """
+    if len(text) > _TEXT_LIMIT:
+        what = f"has {len(text):,} characters, over the limit of {_TEXT_LIMIT:,}"
+        raise RecipeError(what, where=where, then="Such a file is far smaller: look what it holds.")
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > _VALUES_LIMIT:
+            raise RecipeError(f"its aliases make more than {_VALUES_LIMIT:,} values", where=where, then="Write out what is repeated.")
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise RecipeError("is nested too deeply", where=where, then="Correct the YAML there") from error
+    except RecipeError:
+        raise
+    except (ValueError, OverflowError, KeyError, AttributeError) as error:
+        # What PyYAML lets through for a tag that the text itself gives: `!!bool maybe`, `!!timestamp never`, thousands of digits.
+        raise RecipeError(f"a value cannot be read ({str(error)[:120]})", where=where, then="Correct the YAML there") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f": line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"{problem}", where=f"{where}{line}", then="Correct the YAML there") from error
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, with each alias written out; a node inside itself counts as too many."""
+    key = id(node)
+    if key not in known:
+        known[key] = _VALUES_LIMIT + 1
+        inside = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[key] = 1 + sum(_values(one, known) for one in inside) if isinstance(node, yaml.CollectionNode) else 1
+    return known[key]
 
 
 def _override(raw: dict[str, Any], override: str, where: str) -> str | None:

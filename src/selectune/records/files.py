@@ -141,7 +141,7 @@ def _lines(path: Path, where: str) -> list[dict[str, Any]]:
 
 def _parsed(data: bytes, limit: int, where: str) -> Any:
     try:
-        return parse_json(data, limit=limit)
+        return parse_json(data, limit=limit, halves=True)
     except InputError as error:
         raise DataError(error.what, where=where, then="Write strict JSON: finite numbers, each key once, UTF-8.") from error
 

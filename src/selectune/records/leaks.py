@@ -103,11 +103,12 @@ def _texts(records: Records) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if not record.pictures:
-            groups[_normal(record)].append(record.id)
+            groups[plain_words(record)].append(record.id)
     return groups
 
 
-def _normal(record: Record) -> str:
+def plain_words(record: Record) -> str:
+    """What two texts are compared by: the whole prompt, or all of it without one, whatever case, space and Unicode form."""
     messages = record.prompt or record.messages
     return shingles.plain("\n".join(f"{message.role}: {message.text}" for message in messages))
 

@@ -18,6 +18,8 @@ from scipy.fft import dctn
 from selectune.records.picture import Picture
 
 SIDE = 16
+BITS = SIDE * SIDE
+"""Of a perceptual hash."""
 MOST_BITS = 48
 """Of 256 that may differ: saving as a JPEG of quality 60 changes no more in 99.5 % of the embedded skills' pictures."""
 MOST_COLOUR = 0.03
@@ -78,6 +80,11 @@ def alike(left: Sequence[Look], right: Sequence[Look]) -> Iterator[tuple[int, in
         for a, b in zip(rows[i].tolist(), columns[j].tolist(), strict=True):
             if _apart(colours[0][a], colours[1][b]) <= MOST_COLOUR:
                 yield a, b
+
+
+def apart(one: Look, other: Look) -> tuple[int, float]:
+    """How many of the `BITS` differ, and the root of the mean square by which the colours do, in 0 to 1."""
+    return int(_distances(one.bits[None], other.bits[None])[0, 0]), _apart(one.colours, other.colours)
 
 
 def _distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.uint16]:

@@ -3,6 +3,7 @@
 Needs no torch until a delta is applied by somebody else.
 """
 
+from selectune.registry.carrying import Carried
 from selectune.registry.checking import Problem, Report
 from selectune.registry.events import Event, Head
 from selectune.registry.looks import Look
@@ -11,4 +12,4 @@ from selectune.registry.signing import Admitted
 from selectune.registry.standing import Standing
 from selectune.registry.update import Move, Update
 
-__all__ = ["Admitted", "Event", "Head", "Look", "Move", "Problem", "Registry", "Report", "Standing", "Update"]
+__all__ = ["Admitted", "Carried", "Event", "Head", "Look", "Move", "Problem", "Registry", "Report", "Standing", "Update"]

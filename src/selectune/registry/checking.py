@@ -8,16 +8,17 @@ from datetime import timedelta
 from itertools import pairwise
 
 from selectune.delta.format import Delta
-from selectune.errors import RevokedKey, SelectuneError, Untrusted, VerifyFailed
+from selectune.errors import InputError, RegistryError, RevokedKey, SelectuneError, Untrusted, VerifyFailed
 from selectune.governance.documents import at
 from selectune.governance.policy import Policy
-from selectune.registry.blobs import Blobs
 from selectune.registry.events import GENESIS, Event, Head
-from selectune.registry.lineage import moves, targets, update_of
+from selectune.registry.lineage import collected, moves, references, stacks, update_of
+from selectune.registry.snapshots import faults
 from selectune.registry.standing import Standing, standing
-from selectune.registry.update import Update
+from selectune.registry.store import Blobs
+from selectune.registry.update import Move, Update
 
-__all__ = ["Problem", "Report", "check", "check_chain", "demand"]
+__all__ = ["Problem", "Report", "check", "check_chain", "check_clocks", "check_log", "demand", "mistrusted"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class Report:
     events: int
     updates: int
     objects: int
-    """Objects that updates refer to, each hashed."""
+    """Objects that updates refer to, each hashed; those of a collected update are not among them."""
     problems: tuple[Problem, ...]
     leftovers: tuple[str, ...]
     """Files that no update refers to, such as an interrupted write leaves; harmless."""
@@ -69,16 +70,23 @@ def demand(problems: Sequence[Problem], where: str = "verify") -> None:
 
 def check(events: Sequence[Event], blobs: Blobs, head: Head | None) -> Report:
     """Recomputes every hash. `head`, if given, must lie on the log: a log that ends before it was cut."""
-    problems = check_chain(events, head)
-    updates, faults = _updates(events)
-    problems += faults
-    problems += _names(events, {update.id for update in updates})
-    wanted = sorted({str(digest) for update in updates for digest in (update.delta, *update.attachments.values())})
-    broken = {digest: fault for digest in wanted if (fault := blobs.fault(digest))}
-    problems += [Problem(kind="object", subject=digest, text=fault) for digest, fault in broken.items()]
-    problems += _deltas([update for update in updates if update.delta not in broken], blobs)
+    updates, problems = check_log(events, head)
+    wanted = sorted(references(events))
+    gone = collected(events)
+    held = [update for update in updates if update.id not in gone]
+    broken, odd = _deltas(held, blobs)
+    others = set(wanted) - {update.delta for update in held}
+    broken |= {digest: fault for digest in sorted(others) if (fault := blobs.fault(digest))}
+    problems += [Problem(kind="object", subject=digest, text=fault) for digest, fault in sorted(broken.items())]
+    problems += odd
+    problems += [Problem(kind="snapshot", subject=id_, text=text) for id_, text in faults(events, updates, blobs, broken)]
     signed = standing(events, updates)
-    problems += _people(events, updates, signed)
+    problems += [
+        Problem(kind=kind, subject=subject, text=f"{type(error).__name__}: {error.what}")
+        for kind, subject, error in mistrusted(events, updates, signed)
+    ]
+    if signed.policy:
+        problems += check_clocks(events, signed.policy)
     return Report(
         events=len(events),
         updates=len(updates),
@@ -88,6 +96,12 @@ def check(events: Sequence[Event], blobs: Blobs, head: Head | None) -> Report:
         head=Head(count=len(events), hash=events[-1].hash if events else GENESIS),
         policy=signed.policy.digest if signed.policy else None,
     )
+
+
+def check_log(events: Sequence[Event], head: Head | None) -> tuple[list[Update], list[Problem]]:
+    """The updates that can be read, and what is wrong with events, updates and names, apart from objects and what people signed."""
+    updates, faults = _updates(events)
+    return updates, [*check_chain(events, head), *faults, *_names(events, {update.id for update in updates})]
 
 
 def check_chain(events: Sequence[Event], head: Head | None) -> list[Problem]:
@@ -121,7 +135,10 @@ def _updates(events: Sequence[Event]) -> tuple[list[Update], list[Problem]]:
     """The updates that can be read, and what is wrong with them."""
     found: dict[str, Update] = {}
     problems = []
+    gone: set[str] = set()
     for event in events:
+        if event.kind == "gc":
+            gone |= collected([event]).keys()
         if event.kind != "add":
             continue
         subject = event.subject or ""
@@ -133,34 +150,36 @@ def _updates(events: Sequence[Event]) -> tuple[list[Update], list[Problem]]:
         parent = found.get(update.parent or "")
         if update.computed_id() != subject:
             problems.append(Problem(kind="update", subject=subject, text="its id does not fit its text"))
-        if subject in found:
+        if subject in found and subject not in gone:
             problems.append(Problem(kind="update", subject=subject, text="was added twice"))
         if update.parent is not None and parent is None:
             problems.append(Problem(kind="update", subject=subject, text=f"its parent {update.parent[:12]} was not added before it"))
         if parent is not None and parent.child != update.base:
             problems.append(Problem(kind="update", subject=subject, text="starts from another model than its parent leads to"))
         found[subject] = update
+        gone.discard(subject)
     return list(found.values()), problems
 
 
 def _names(events: Sequence[Event], known: set[str]) -> Iterable[Problem]:
-    history = moves(events)
-    for name in sorted({move.name for move in history}):
-        mine = [move for move in history if move.name == name]
-        for number, move in enumerate(mine):
-            before = mine[number - 1].update if number else None
-            stack = targets(mine[: number + 1])
+    by_name: dict[str, list[Move]] = {}
+    for move in moves(events):
+        by_name.setdefault(move.name, []).append(move)
+    gone = collected(events)
+    for name, mine in sorted(by_name.items()):
+        for before, move, stack in zip([None, *mine], mine, stacks(mine), strict=False):
             if move.update not in known:
                 yield Problem(kind="name", subject=name, text=f"event {move.seq} points to an unknown update")
-            elif move.previous != before or not stack or stack[-1] != move.update:
+            elif move is mine[-1] and move.update in gone:
+                yield Problem(kind="name", subject=name, text=f"event {gone[move.update]} collected {move.update[:12]}, which it points to")
+            elif move.previous != (before and before.update) or not stack or stack[-1] != move.update:
                 yield Problem(kind="name", subject=name, text=f"event {move.seq} does not follow the move before it")
 
 
-def _people(events: Sequence[Event], updates: Sequence[Update], signed: Standing) -> Iterable[Problem]:
+def mistrusted(events: Sequence[Event], updates: Sequence[Update], signed: Standing) -> Iterable[tuple[str, str, SelectuneError]]:
+    """What is wrong with what people signed, and with where names point by that: a problem's kind and subject, and the error itself."""
     # A key that was revoked later is no sign of a change: it shows at the names that hang on it.
-    for fault in signed.faults:
-        if not isinstance(fault.error, RevokedKey):
-            yield Problem(kind=fault.kind, subject=str(fault.seq), text=f"{type(fault.error).__name__}: {fault.error.what}")
+    yield from ((fault.kind, str(fault.seq), fault.error) for fault in signed.faults if not isinstance(fault.error, RevokedKey))
     known = {update.id: update for update in updates}
     for name, move in {move.name: move for move in moves(events)}.items():
         end = signed.revoked.get(move.update)
@@ -168,13 +187,12 @@ def _people(events: Sequence[Event], updates: Sequence[Update], signed: Standing
             continue  # a version that was revoked under its name is no sign of a change either: it is not loaded
         try:
             signed.demand(known[move.update], name, judged=False)
-        except Untrusted as error:
-            yield Problem(kind="name", subject=name, text=f"{type(error).__name__}: {error.what}")
-    if signed.policy:
-        yield from _clocks(events, signed.policy)
+        except (Untrusted, InputError) as error:  # of a policy that cannot be read, too
+            yield "name", name, error
 
 
-def _clocks(events: Sequence[Event], policy: Policy) -> Iterable[Problem]:
+def check_clocks(events: Sequence[Event], policy: Policy) -> Iterable[Problem]:
+    """Events whose time is further before that of the event before them than the policy allows."""
     for before, event in pairwise(events):
         try:
             if at(event.utc) < at(before.utc) - timedelta(minutes=policy.clock_minutes):
@@ -183,12 +201,23 @@ def _clocks(events: Sequence[Event], policy: Policy) -> Iterable[Problem]:
             yield Problem(kind="event", subject=str(event.seq), text="its time, or that of the event before it, is no time")
 
 
-def _deltas(updates: Sequence[Update], blobs: Blobs) -> Iterable[Problem]:
+def _deltas(updates: Sequence[Update], blobs: Blobs) -> tuple[dict[str, str], list[Problem]]:
+    """Objects that are not there or damaged, with what is wrong, and deltas that are not what their updates say; each is read once."""
+    broken: dict[str, str] = {}
+    problems: list[Problem] = []
     for update in updates:
         try:
-            delta = Delta.from_bytes(blobs.read(update.delta), where=update.delta[:12])
+            data = blobs.read(update.delta)
+        except RegistryError:
+            if fault := blobs.fault(update.delta):
+                broken[update.delta] = fault
+                continue
+            raise
+        try:
+            delta = Delta.from_bytes(data, where=update.delta[:12])
         except SelectuneError as error:
-            yield Problem(kind="object", subject=update.delta, text=error.what)
+            problems.append(Problem(kind="object", subject=update.delta, text=error.what))
             continue
         if (delta.parent, delta.child) != (update.base, update.child):
-            yield Problem(kind="update", subject=update.id, text="its delta is between other models than it says")
+            problems.append(Problem(kind="update", subject=update.id, text="its delta is between other models than it says"))
+    return broken, problems

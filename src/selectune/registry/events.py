@@ -6,73 +6,21 @@ The triggers stop accidents and honest programs. An administrator can drop them 
 
 from __future__ import annotations
 
-import sqlite3
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-from selectune.errors import InputError, MissingPackage, RegistryError, SelectuneError, StorageError
+from selectune.errors import InputError, RegistryError
+from selectune.faults import reach
 from selectune.hashing import canonical, digest, parse_json
+from selectune.registry import schema
+from selectune.registry.database import Database
+from selectune.registry.schema import GENESIS, events
 
 __all__ = ["GENESIS", "Event", "Head", "Log"]
-
-GENESIS = "0" * 64
-"""What the first event calls the hash of the one before."""
-BUSY_SECONDS = 60
-SYNCHRONOUS = "FULL"
-"""SQLite's word for: an event that was acknowledged survives a power cut."""
-
-metadata = sa.MetaData()
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("utc", sa.Text, nullable=False),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("name", sa.Text),
-    sa.Column("subject", sa.Text),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("prev", sa.Text, nullable=False, unique=True),
-    sa.Column("hash", sa.Text, nullable=False, unique=True),
-    sqlite_strict=True,
-)
-
-# A name points where its last move put it; an update is what an `add` event holds. Both are views: nothing is stored twice.
-VIEWS = (
-    """CREATE VIEW names AS SELECT name, subject AS id, utc, actor, seq FROM events AS e
-       WHERE kind IN ('promote', 'revert') AND seq = (SELECT max(seq) FROM events WHERE name = e.name AND kind IN ('promote', 'revert'))""",
-    "CREATE VIEW updates AS SELECT subject AS id, body, utc, actor, seq FROM events WHERE kind = 'add'",
-)
-TRIGGERS: Mapping[str, Sequence[str]] = {
-    "sqlite": (
-        "CREATE TRIGGER events_no_update BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END",
-        "CREATE TRIGGER events_no_delete BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END",
-        f"""CREATE TRIGGER events_chained BEFORE INSERT ON events
-            WHEN NEW.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM events)
-              OR NEW.prev IS NOT coalesce((SELECT hash FROM events ORDER BY seq DESC LIMIT 1), '{GENESIS}')
-            BEGIN SELECT RAISE(ABORT, 'an event must follow the last one'); END""",
-    ),
-    "postgresql": (
-        """CREATE FUNCTION events_refuse() RETURNS trigger LANGUAGE plpgsql AS
-           $$ BEGIN RAISE EXCEPTION 'events are append-only'; END $$""",
-        "CREATE TRIGGER events_no_change BEFORE UPDATE OR DELETE ON events FOR EACH ROW EXECUTE FUNCTION events_refuse()",
-        "CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON events EXECUTE FUNCTION events_refuse()",
-        f"""CREATE FUNCTION events_follow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-              IF NEW.seq IS DISTINCT FROM (SELECT coalesce(max(seq), 0) + 1 FROM events)
-                 OR NEW.prev IS DISTINCT FROM coalesce((SELECT hash FROM events ORDER BY seq DESC LIMIT 1), '{GENESIS}')
-              THEN RAISE EXCEPTION 'an event must follow the last one'; END IF;
-              RETURN NEW; END $$""",
-        "CREATE TRIGGER events_chained BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION events_follow()",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +32,7 @@ class Event:
     utc: str
     actor: str
     kind: str
-    """create, add, promote, revert, look, policy, approve or revoke."""
+    """create, add, snapshot, promote, revert, tag, retire, hold, release, look, policy, approve, revoke, gc, import, export or verify."""
     name: str | None
     subject: str | None
     """The update's id; of a look, the model's; of a policy, its digest."""
@@ -92,6 +40,22 @@ class Event:
     prev: str
     """The hash of the event before; 64 zeros for the first."""
     hash: str
+
+    @classmethod
+    def following(cls, count: int, prev: str, said: Mapping[str, Any]) -> Event:
+        """The event behind `count` others, the last of which has the hash `prev`, that says {utc, actor, kind, name, subject, body}.
+
+        Raises RegistryError for a NUL character in its words, which PostgreSQL cannot keep; InputError for what is no canonical JSON.
+        """
+        for field, word in said.items():
+            if isinstance(word, str) and "\0" in word:
+                raise RegistryError(f"the {field} {word[:80]!r} has a NUL character in it", then="Leave that character out.")
+        made = cls(seq=count + 1, prev=prev, hash="", **said)
+        return replace(made, hash=made.computed_hash())
+
+    def said(self) -> dict[str, Any]:
+        """What whoever appended it said: {utc, actor, kind, name, subject, body}."""
+        return {field: getattr(self, field) for field in ("utc", "actor", "kind", "name", "subject", "body")}
 
     def computed_hash(self) -> str:
         """``digest("event", …)`` of all fields but the hash."""
@@ -108,46 +72,35 @@ class Head:
 
 
 class Log:
-    """The events of one database."""
+    """The events of one database. A `store.EventLog`."""
 
     def __init__(self, url: sa.URL) -> None:
-        self.url = url
-        try:
-            self._engine = sa.create_engine(url, **({"poolclass": sa.NullPool} if url.get_backend_name() == "sqlite" else {}))
-        except NoSuchModuleError as error:
-            raise RegistryError(
-                f"{url.drivername!r} is no database that can be used", then="Use a folder, or a postgresql+psycopg:// URL."
-            ) from error
-        except ModuleNotFoundError as error:
-            raise MissingPackage(f"{url.drivername} needs the package {error.name!r}", then=f"pip install {error.name}") from error
-        if url.get_backend_name() == "sqlite":
-            sa.event.listen(self._engine, "connect", _prepare)
-            sa.event.listen(self._engine, "begin", _begin)
+        self.database = Database(url)
 
     @contextmanager
     def _connection(self, *, writing: bool) -> Iterator[sa.Connection]:
-        """One transaction; a writer holds the log alone, so that what it read still holds when it appends."""
-        try:
-            with self._engine.connect().execution_options(immediate=writing) as connection, connection.begin():
-                if writing and self.url.get_backend_name() == "postgresql":
-                    connection.exec_driver_sql("LOCK TABLE events IN EXCLUSIVE MODE")
-                yield connection
-        except DBAPIError as error:
-            raise _translated(error, self.url) from error
+        with self.database.transaction(writing=writing) as connection:
+            schema.check_revision(connection, self.database.where)
+            yield connection
+
+    def exists(self) -> bool:
+        """Whether the database has a log."""
+        with self.database.transaction(writing=False) as connection:
+            return sa.inspect(connection).has_table("events")
 
     def create(self, first: Mapping[str, Any]) -> None:
         """Tables, triggers and views, if they are not there, and the first event. Two processes may do so at once."""
-        try:
-            with self._engine.connect().execution_options(immediate=True) as connection, connection.begin():
-                if self.url.get_backend_name() == "postgresql":
-                    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
-                if not sa.inspect(connection).has_table("events"):
-                    metadata.create_all(connection)
-                    for statement in (*TRIGGERS[self.url.get_backend_name()], *VIEWS):
-                        connection.exec_driver_sql(statement)
-                    _append(connection, first)
-        except DBAPIError as error:
-            raise _translated(error, self.url) from error
+        with self.database.transaction(writing=True, creating=True) as connection:
+            if sa.inspect(connection).has_table("events"):
+                schema.check_revision(connection, self.database.where)
+            else:
+                schema.create(connection)
+                _append(connection, first)
+
+    def upgrade(self) -> tuple[str, str]:
+        """Brings the database to the newest revision; the revisions before and after. Raises as `schema.upgrade`."""
+        with self.database.transaction(writing=True) as connection:
+            return schema.upgrade(connection, self.database.where)
 
     def append(self, event: Mapping[str, Any], *, once: bool = False) -> bool:
         """Appends {utc, actor, kind, name, subject, body}; with `once` not if an event of that kind and subject is there. Says which."""
@@ -176,6 +129,15 @@ class Log:
         with self._connection(writing=False) as connection:
             return _read(connection, lenient=lenient)
 
+    def recent(self, limit: int) -> tuple[list[Event], int]:
+        """As `store.EventLog.recent`: the database leaves out what is not wanted, so that its text is not parsed."""
+        first = sa.select(sa.func.min(events.c.seq).label("seq")).where(events.c.kind == "add").group_by(events.c.subject).subquery()
+        newest = sa.select(first.c.seq).order_by(first.c.seq.desc()).limit(limit)
+        wanted = events.c.kind.not_in(("add", "snapshot", "look")) | events.c.seq.in_(newest)
+        with self._connection(writing=False) as connection:
+            count = connection.execute(sa.select(sa.func.count()).select_from(first)).scalar_one()
+            return _read(connection, wanted), count
+
     def names(self) -> dict[str, str]:
         """Where each name points, from the view."""
         with self._connection(writing=False) as connection:
@@ -184,76 +146,24 @@ class Log:
 
 def _append(connection: sa.Connection, event: Mapping[str, Any]) -> None:
     last = connection.execute(sa.select(events.c.seq, events.c.hash).order_by(events.c.seq.desc()).limit(1)).first()
-    seq, prev = (last.seq + 1, last.hash) if last else (1, GENESIS)
-    made = Event(seq=seq, prev=prev, hash="", **event)
-    row = {**event, "body": canonical(event["body"]).decode(), "seq": seq, "prev": prev, "hash": made.computed_hash()}
+    count, prev = (last.seq, last.hash) if last else (0, GENESIS)
+    made = Event.following(count, prev, event)
+    row = {**event, "body": canonical(event["body"]).decode(), "seq": made.seq, "prev": made.prev, "hash": made.hash}
     connection.execute(sa.insert(events).values(row))
+    reach("event.appended")
 
 
-def _read(connection: sa.Connection, *, lenient: bool = False) -> list[Event]:
-    found = []
-    for row in connection.execute(sa.select(events).order_by(events.c.seq)).mappings():
+def _read(connection: sa.Connection, wanted: sa.ColumnElement[bool] | None = None, *, lenient: bool = False) -> list[Event]:
+    found, asked = [], sa.select(events).order_by(events.c.seq)
+    for row in connection.execute(asked if wanted is None else asked.where(wanted)).mappings():
         try:
             body = parse_json(row["body"].encode())
             if not isinstance(body, dict):
                 raise InputError("not a JSON object")
         except InputError as error:
             if not lenient:
-                raise RegistryError(f"event {row['seq']} is unreadable: {error.what}", then="See what else is: selectune verify") from error
+                what = f"event {row['seq']} is unreadable: {error.what}"
+                raise RegistryError(what, where="log", then="See what else is: selectune verify") from error
             body = {}
         found.append(Event(**{**row, "body": body}))
     return found
-
-
-def _translated(error: DBAPIError, url: sa.URL) -> SelectuneError:
-    text, where = str(error.orig), url.render_as_string(hide_password=True)
-    if "no such table" in text or "does not exist" in text:
-        return RegistryError("this is no registry", where=where, then="Record a run first: selectune run RECIPE --registry DIR")
-    if "not a database" in text or "malformed" in text:
-        return RegistryError(f"the database is damaged ({text})", where=where, then="Restore it from a copy.")
-    if "append-only" in text or "must follow" in text or "UNIQUE" in text:
-        return RegistryError(f"the log refused the event ({text})", where=where, then="See what is wrong: selectune verify")
-    return StorageError(
-        f"the database cannot be used ({text})", where=where, then="Is the disk full, locked by another program, or read-only?"
-    )
-
-
-def _prepare(connection: Any, _: Any) -> None:
-    # The driver must not open transactions by itself: BEGIN IMMEDIATE is ours.
-    connection.isolation_level = None
-    settings = {
-        "busy_timeout": BUSY_SECONDS * 1000,
-        "foreign_keys": "ON",
-        "synchronous": SYNCHRONOUS,
-        "recursive_triggers": "ON",
-    }
-    for name, value in settings.items():
-        connection.execute(f"PRAGMA {name} = {value}")
-    _use_wal(connection)
-
-
-def _use_wal(connection: Any) -> None:
-    """Turns a new database to write-ahead logging; two processes that make it at once take turns.
-
-    SQLite does not let the second one wait at this statement, whatever busy_timeout says: it is told "locked" at once.
-    """
-    until = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("immediate") else "BEGIN")
-
-
-def sqlite_url(path: Path, *, create: bool) -> sa.URL:
-    """The URL of a SQLite file that is opened, and made only with `create`."""
-    mode = "rwc" if create else "rw"
-    return sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": mode, "uri": "true"})

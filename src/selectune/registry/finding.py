@@ -14,8 +14,8 @@ _SHORTEST = 4
 
 
 def resolve(wanted: str, found: Sequence[Update], where: str) -> Update:
-    """The update with this name, this id, or this beginning of an id (4 digits or more). Raises RegistryError with near matches."""
-    by_name = {name: update for update in found for name in update.names}
+    """The update with this name or tag, this id, or this beginning of an id (4 digits or more). Raises RegistryError with near matches."""
+    by_name = {name: update for update in found for name in (*update.tags, *update.names)}
     if wanted in by_name:
         return by_name[wanted]
     matches = [update for update in found if len(wanted) >= _SHORTEST and update.id.startswith(wanted.lower())]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selectune.errors import LooksSpent
+from selectune.errors import LooksSpent, RegistryError
 from selectune.registry.events import Event
 
 __all__ = ["KIND", "Look", "check_budget", "looks"]
@@ -38,11 +38,19 @@ class Look:
 
 
 def looks(events: Iterable[Event]) -> list[Look]:
-    """Every look, oldest first."""
+    """Every look, oldest first. Raises RegistryError for one that cannot be read: what it spent would not be counted."""
     found = []
     for event in events:
         if event.kind == KIND:
-            found.append(Look(model=event.subject or "", actor=event.actor, created=event.utc, **event.body))
+            body = event.body
+            match body:
+                case {"sets": {**sets}, "alpha": int() | float(), "total": int() | float(), "recipe": str()} if len(body) == 4:
+                    if all(isinstance(one, str) for one in sets.values()):
+                        found.append(Look(model=event.subject or "", actor=event.actor, created=event.utc, **body))
+                        continue
+            raise RegistryError(
+                f"event {event.seq} is no look at test records", where="log", then="See what else is wrong: selectune verify"
+            )
     return found
 
 

@@ -1,44 +1,94 @@
-"""Where a registry lies: a folder with SQLite, or PostgreSQL with a folder of objects."""
+"""Where a registry lies: a folder with SQLite, PostgreSQL with objects elsewhere, or an object store or a hub's repository with both."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
-from selectune.errors import NotYet, RegistryError
-from selectune.registry.blobs import Blobs
-from selectune.registry.events import Log, sqlite_url
+from selectune.errors import RegistryError
+from selectune.registry.blobs import FolderBlobs
+from selectune.registry.database import sqlite_url
+from selectune.registry.events import Log
+from selectune.registry.hub import KIND, HubBlobs, HubLog, HubRepo
+from selectune.registry.objects import ObjectLog
+from selectune.registry.remote import RemoteBlobs
+from selectune.registry.shelves import KNOWN, FolderShelf, RemoteShelf
+from selectune.registry.store import Blobs, EventLog
 
-__all__ = ["folder", "team"]
+__all__ = ["Place", "exists", "locate"]
 
 _DATABASE = "registry.sqlite"
 
 
-def folder(path: Path, *, create: bool) -> tuple[Log, Path]:
-    """The log of a registry in a folder, and that folder. Raises RegistryError where there is none and none is to be made."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """What a registry is kept in, not opened yet."""
+
+    log: EventLog
+    blobs: Blobs
+    where: str
+    """The place in words, without a password."""
+
+
+def locate(text: str, *, create: bool) -> Place:
+    """The log and the objects of the registry in a folder or at a URL.
+
+    Raises RegistryError where there is no folder and none is to be made, and for what is no URL of a registry; NotYet for another kind;
+    MissingPackage where the kind needs a package.
+    """
+    if "://" not in text:
+        return _folder(Path(text), create=create)
+    kind = text.partition("://")[0]
+    if kind.partition("+")[0] == "postgresql":
+        return _team(text)
+    if kind == "file":
+        folder = Path(text.removeprefix("file://"))
+        return Place(log=ObjectLog(FolderShelf(folder / "events")), blobs=FolderBlobs(folder / "blobs"), where=text)
+    if kind == KIND:
+        repo = HubRepo(text)
+        return Place(log=HubLog(repo), blobs=HubBlobs(repo), where=repo.where)
+    return Place(log=ObjectLog(RemoteShelf(_inside(text, "events"))), blobs=RemoteBlobs(_inside(text, "blobs")), where=text)
+
+
+def exists(text: str) -> bool:
+    """Whether there is a registry at a place; nothing is made. Raises as `locate`."""
+    if "://" not in text and not (Path(text) / _DATABASE).is_file():
+        return False
+    return locate(text, create=False).log.exists()
+
+
+def _inside(url: str, folder: str) -> str:
+    kind, _, rest = url.partition("://")
+    if kind in KNOWN and not rest.strip("/"):
+        raise RegistryError("names no bucket", where=url, then="Give s3://bucket/prefix.")
+    return f"{kind}://{rest.rstrip('/')}/{folder}"
+
+
+def _folder(path: Path, *, create: bool) -> Place:
     database = path / _DATABASE
-    if create:
-        Blobs(path / "blobs").create()
-    elif not database.is_file():
+    blobs = FolderBlobs(path / "blobs")
+    if not create and not database.is_file():
         raise RegistryError("there is no registry here", where=str(path), then="Record a run first: selectune run RECIPE --registry DIR")
-    return Log(sqlite_url(database.absolute(), create=create)), path
+    return Place(log=Log(sqlite_url(database.absolute(), create=create)), blobs=blobs, where=str(path))
 
 
-def team(text: str) -> tuple[Log, Path]:
-    """The log of a team in PostgreSQL, and the folder of its objects. Raises RegistryError or NotYet for another URL."""
+def _team(text: str) -> Place:
     try:
         url = sa.make_url(text)
     except ArgumentError as error:
         raise RegistryError(
             f"{text[:80]!r} is no URL of a database", then="Use a folder, or postgresql+psycopg://host/database?blobs=FOLDER"
         ) from error
-    if url.get_backend_name() != "postgresql":
-        raise NotYet(f"a registry at {url.drivername}://", then="Use a folder, or postgresql+psycopg://host/database?blobs=FOLDER")
     blobs = url.query.get("blobs")
-    if not isinstance(blobs, str) or "://" in blobs:
+    if not isinstance(blobs, str):
         raise RegistryError(
-            "the URL does not say in which local or shared folder the objects are", where=url.host, then="End it with ?blobs=FOLDER"
+            "the URL does not say where the objects are", where=url.host, then="End it with ?blobs=FOLDER or ?blobs=s3://bucket/prefix"
         )
-    return Log(url.difference_update_query(["blobs"])), Path(blobs)
+    return Place(
+        log=Log(url.difference_update_query(["blobs"])),
+        blobs=RemoteBlobs(_inside(blobs, "blobs")) if "://" in blobs else FolderBlobs(Path(blobs) / "blobs"),
+        where=url.render_as_string(hide_password=True),
+    )

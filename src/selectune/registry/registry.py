@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
-from difflib import get_close_matches
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from selectune.delta.format import Delta
-from selectune.errors import RegistryError, VerifyFailed, WrongParent
-from selectune.governance import statements
-from selectune.governance.documents import Envelope, now_text
+from selectune.errors import RegistryError, VerifyFailed
+from selectune.governance.documents import Envelope
 from selectune.governance.heads import Witness, read_head, verify_head
 from selectune.governance.keys import PrivateKey, PublicKey
 from selectune.governance.policy import Policy
-from selectune.registry.blobs import Blobs
-from selectune.registry.checking import Report, check, check_chain, demand
-from selectune.registry.events import GENESIS, Event, Head, Log
+from selectune.registry.adding import add
+from selectune.registry.admitting import admit
+from selectune.registry.approving import approve, demand_policy, record, revoke, set_policy
+from selectune.registry.carrying import Carried, Progress, Side, carry
+from selectune.registry.checking import Report, check
+from selectune.registry.collecting import Collection, Keep, collect
+from selectune.registry.events import GENESIS, Head
 from selectune.registry.finding import ancestry, resolve
-from selectune.registry.lineage import moves, pointers, targets, updates
+from selectune.registry.ledger import Ledger
+from selectune.registry.lineage import collected, moves, updates
 from selectune.registry.looks import KIND, Look, check_budget, looks
-from selectune.registry.places import folder, team
-from selectune.registry.signing import Admitted, check_kept, check_now, check_witnessed, policy_event, signed_event
-from selectune.registry.standing import Standing, standing, target_of
-from selectune.registry.update import Move, Update, check_attachment, check_name
+from selectune.registry.marking import hold, note, release, retire, tag
+from selectune.registry.marks import tags
+from selectune.registry.moving import move
+from selectune.registry.packing import Packed, Unpacked, pack, unpack
+from selectune.registry.places import exists, locate
+from selectune.registry.repairing import Examined, examine
+from selectune.registry.signing import Admitted
+from selectune.registry.snapshots import Read, shortest, steps
+from selectune.registry.standing import Standing, standing
+from selectune.registry.store import Blobs, EventLog, again
+from selectune.registry.update import Move, Update, check_name
 
 __all__ = ["Registry"]
 
@@ -47,12 +56,14 @@ class Registry:
     ([], {}, True)
     """
 
-    def __init__(self, log: Log, blobs: Blobs, *, where: str, clock: Callable[[], datetime] = _now, witness: Witness | None = None) -> None:
+    def __init__(
+        self, log: EventLog, blobs: Blobs, *, where: str, clock: Callable[[], datetime] = _now, witness: Witness | None = None
+    ) -> None:
         self._log = log
         self._blobs = blobs
         self.where = where
-        self._clock = clock
-        self._witness = witness
+        self._ledger = Ledger(log=log, where=where, clock=clock, witness=witness)
+        self._there = True
 
     @classmethod
     def open(
@@ -63,62 +74,68 @@ class Registry:
         clock: Callable[[], datetime] = _now,
         witness: Witness | None = None,
     ) -> Registry:
-        """The registry in a folder, or of a team: ``postgresql+psycopg://host/database?blobs=/shared/folder``.
+        """The registry in a folder, in an object store (``s3://bucket/prefix``), in a repository of the hub (``hf://owner/name``), or of a
+        team with a database and objects in a folder or a store: ``postgresql+psycopg://host/database?blobs=/shared/folder``.
 
         Only with `create` is anything made. `clock` gives the time of events, with its zone. `witness` keeps a signed head of the log in a
         second place after each move and approval, and every version that is loaded is checked against it. Raises RegistryError where no
         registry is, StorageError for a folder that cannot be written, MissingPackage without the database's driver.
         """
-        text = os.fspath(url)
-        log, root = team(text) if "://" in text else folder(Path(text), create=create)
-        where = log.url.render_as_string(hide_password=True) if "://" in text else text
-        registry = cls(log, Blobs(root / "blobs"), where=where, clock=clock, witness=witness)
+        place = locate(os.fspath(url), create=create)
+        registry = cls(place.log, place.blobs, where=place.where, clock=clock, witness=witness)
         if create:
-            registry._blobs.create()
-            log.create({**registry._event("create", "selectune"), "body": {"format": FORMAT}})
+            place.blobs.create()
+            place.log.create({**registry._event("create", "selectune"), "body": {"format": FORMAT, "id": secrets.token_hex(16)}})
         else:
-            log.names()
+            place.log.names()
         return registry
 
-    def add(self, update: Update, delta_path: str | os.PathLike[str], attachments: Mapping[str, Path | bytes] | None = None) -> str:
+    @classmethod
+    def at(cls, url: str | os.PathLike[str], *, clock: Callable[[], datetime] = _now, witness: Witness | None = None) -> Registry:
+        """The registry at a place where there may be none yet, for `push` and `pull` to fill: until then nothing is made.
+
+        Raises what `open` raises, but for a registry that is not there.
+        """
+        there = exists(os.fspath(url))
+        place = locate(os.fspath(url), create=not there)
+        registry = cls(place.log, place.blobs, where=place.where, clock=clock, witness=witness)
+        registry._there = there
+        return registry
+
+    def push(self, other: Registry, *, update: str | None = None, dry_run: bool = False, progress: Progress | None = None) -> Carried:
+        """Sends this registry's history to another one, which `at` opened; as `other.pull(self)`."""
+        return other.pull(self, update=update, dry_run=dry_run, progress=progress)
+
+    def pull(self, other: Registry, *, update: str | None = None, dry_run: bool = False, progress: Progress | None = None) -> Carried:
+        """Takes another registry's history, or with `update` that one and its ancestors, as events of its own. Only missing objects travel.
+
+        Everything is checked before the first event is appended. Raises HistoriesDiffer where neither log is the beginning of the other;
+        LogCut, EventMalformed, UnknownKind, EventEdited, Oversize, VerifyFailed, a leaf of Untrusted, for a log that is not what it says;
+        ObjectMissing, ObjectDamaged, Oversize, DeltaError for an object; RevokedVersion and Collected for an `update` out of use.
+        """
+        done = carry(other._side(), self._side(), update=update, dry_run=dry_run, progress=progress)
+        self._there = self._there or done.done
+        return done
+
+    def _side(self) -> Side:
+        return Side(ledger=self._ledger, blobs=self._blobs, there=self._there)
+
+    def add(
+        self,
+        update: Update,
+        delta_path: str | os.PathLike[str],
+        attachments: Mapping[str, Path | bytes] | None = None,
+        *,
+        values: Read | None = None,
+    ) -> str:
         """Records an update with its delta and other files, and returns its id; the same update again changes nothing.
 
-        `attachments` are by name: "result.json", "samples.parquet", "report.html". The objects are on the disk before the event is. Raises
+        `attachments` are by name: "result.json", "samples.parquet", "report.html". The objects are on the disk before the event is. Every
+        ninth update of a line gets a snapshot, from which it is rebuilt at once; for it `values` may give tensors of the model. Raises
         DeltaError for a damaged delta, WrongParent for one that does not start where the parent update ends, RegistryError for an unknown
         parent.
         """
-        files = {check_attachment(name): source for name, source in sorted((attachments or {}).items())}
-        delta_digest = self._blobs.put(Path(delta_path))
-        delta = Delta.from_bytes(self._blobs.read(delta_digest), where=os.fspath(delta_path))
-        parent = update.parent if update.parent is None else self.show(update.parent).id
-        self._check_place(update, delta, parent)
-        whole = replace(
-            update,
-            parent=parent,
-            base=delta.parent,
-            child=delta.child,
-            delta=delta_digest,
-            attachments={name: self._blobs.put(source) for name, source in files.items()},
-        )
-        id_ = whole.computed_id()
-        event = {**self._event("add", update.actor), "subject": id_, "body": whole.body()}
-        self._log.append(event, once=True)
-        return id_
-
-    def _check_place(self, update: Update, delta: Delta, parent: str | None) -> None:
-        for said, is_, what in ((update.base, delta.parent, "base"), (update.child, delta.child, "child")):
-            if said and said != is_:
-                raise WrongParent(
-                    f"the update's {what} is {said[:12]}, its delta's {is_[:12]}",
-                    where="registry.add",
-                    then="Leave both empty: the delta knows them.",
-                )
-        if parent is not None and (end := self.show(parent).child) != delta.parent:
-            raise WrongParent(
-                f"update {parent[:12]} leads to model {end[:12]}, the delta starts from {delta.parent[:12]}",
-                where="registry.add",
-                then="Name the update on which this one was trained as its parent.",
-            )
+        return add(self._ledger, self._blobs, update, delta_path, attachments or {}, values)
 
     def log(self, name: str | None = None) -> list[Update]:
         """Every update, newest first; or, with a name or an id, that update and its ancestors."""
@@ -129,6 +146,14 @@ class Registry:
         events = self._log.read()
         found = updates(events)
         return self._line(name, found), standing(events, found)
+
+    def recent(self, limit: int) -> tuple[list[Update], Standing, int]:
+        """The newest updates, newest first, at most `limit`; what is signed and said of them; and how many updates there are in all."""
+        events, count = self._log.recent(limit)
+        found = updates(events)
+        known = {update.id for update in found}
+        ours = [event for event in events if event.kind not in ("approve", "revoke") or event.subject in known]
+        return found[::-1], standing(ours, found), count
 
     def _line(self, name: str | None, found: list[Update]) -> list[Update]:
         return (found if name is None else ancestry(resolve(name, found, self.where), found, self.where))[::-1]
@@ -143,7 +168,7 @@ class Registry:
 
         Raises what `Standing.demand` raises where the policy does not let the name point there, and RevokedVersion in any case.
         """
-        return self._move("promote", check_name(name), reason, actor, id_or_name)
+        return move(self._ledger, "promote", check_name(name), reason, actor, id_or_name)
 
     def revert(self, name: str, reason: str, actor: str) -> Move:
         """Points `name` back to where it pointed before its last promotion; again, and it goes back one more.
@@ -151,76 +176,63 @@ class Registry:
         Raises RegistryError for an unknown name, and for one that has only ever pointed to one update; and as `promote` does, but nobody
         asks again what the gate said.
         """
-        return self._move("revert", name, reason, actor, None)
+        return move(self._ledger, "revert", name, reason, actor)
 
-    def _move(self, kind: str, name: str, reason: str, actor: str, wanted: str | None) -> Move:
-        if not reason.strip() or not actor.strip():
-            raise RegistryError(
-                f"{kind} {name}: the reason or the actor is empty", where=self.where, then="Say why, and who: --reason TEXT."
-            )
-        with self._deciding() as (events, found, signed, append):
-            current = pointers(events).get(name)
-            target = self._previous(name, events) if wanted is None else resolve(wanted, found, self.where).id
-            if kind == "promote" and target == current:
-                raise RegistryError(
-                    f"{name} already points to {target[:12]}", where=self.where, then="See where it led from: selectune log"
-                )
-            wanted_update = next(update for update in found if update.id == target)
-            signed.demand(wanted_update, name, judged=kind == "promote")
-            verdict = wanted_update.verdict
-            body = {"previous": current, "reason": reason, "verdict": verdict}
-            event = {**self._event(kind, actor), "name": name, "subject": target, "body": body}
-            append(event)
-            seq = len(events) + 1
-        return Move(
-            name=name,
-            update=target,
-            previous=current,
-            kind=kind,
-            reason=reason,
-            actor=actor,
-            verdict=verdict,
-            created=str(event["utc"]),
-            seq=seq,
-        )
+    def tag(self, id_or_name: str, name: str, reason: str = "", actor: str = "") -> Update:
+        """Gives an update a name of its own, which never moves. Raises RegistryError for a name that is taken, or that the policy names."""
+        return tag(self._ledger, id_or_name, name, reason, actor)
 
-    def _previous(self, name: str, events: Sequence[Event]) -> str:
-        history = moves(events, name)
-        if not history:
-            near = get_close_matches(name, pointers(events), n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "Give it to an update first: selectune promote ID NAME"
-            raise RegistryError(f'"{name[:80]}" is no name', where=self.where, then=hint)
-        stack = targets(history)
-        if len(stack) < 2:
-            raise RegistryError(f"{name} has no earlier update to go back to", where=self.where, then="Promote another update instead.")
-        return stack[-2]
+    def retire(self, id_or_name: str, reason: str, actor: str) -> Update:
+        """Says that an update is promoted no more. It is loaded as before, and a name may still be reverted to it; wherever it appears,
+        that is said. Raises RegistryError without a reason, and for one that was retired already."""
+        return retire(self._ledger, id_or_name, reason, actor)
 
-    @contextmanager
-    def _deciding(self) -> Iterator[tuple[list[Event], list[Update], Standing, Callable[[Mapping[str, Any]], None]]]:
-        """What a move, an approval or a policy is decided on, and how its event is appended; after that the head is kept elsewhere."""
-        kept = None
-        if self._witness:
-            self._witness.signer()
-            kept = self._witness.kept()
-        with self._log.deciding() as (events, connection):
-            check_kept(events, kept, self._witness.place if self._witness else "head")
-            found = updates(events)
-            signed = standing(events, found)
-            check_witnessed(signed, self._witness)
-            if signed.policy:
-                demand(check_chain(events, None), self.where)
-                check_now(events, self._clock(), signed.policy)
-            yield events, found, signed, lambda event: self._log.append_to(connection, event)
-        if self._witness:
-            self.keep_head(self._witness)
+    def hold(self, id_or_name: str, until: date, reason: str, actor: str) -> Update:
+        """Keeps an update and what it stands on from being collected until a day is over, UTC; a shorter hold does not end a longer one.
+
+        Raises RegistryError without a reason, for a day that is past, and Collected for an update that is gone already.
+        """
+        return hold(self._ledger, id_or_name, until, reason, actor)
+
+    def release(self, id_or_name: str, reason: str, actor: str) -> Update:
+        """Ends every hold on an update. Raises RegistryError without a reason, and where none is."""
+        return release(self._ledger, id_or_name, reason, actor)
+
+    def gc(self, *, keep: Keep | None = None, delete: bool = False, actor: str = "") -> Collection:
+        """What nothing needs any more: no name, tag or hold keeps it, nor an update that stands on it, and its time is over.
+
+        Only with `delete` does it go; events stay in any case. Whatever once had a name or an approval stays for ten years after that,
+        anything else for 30 days, unless `keep` says otherwise. Raises VerifyFailed for a log that was changed, RegistryError for times
+        that are none.
+        """
+        return collect(self._ledger, self._blobs, keep or Keep(), actor, delete=delete)
+
+    def note(self, kind: Literal["verify", "export"], id_or_name: str | None, body: Mapping[str, Any], actor: str) -> None:
+        """Keeps in the log that the registry was verified, or a version exported."""
+        note(self._ledger, kind, None if id_or_name is None else self.show(id_or_name).id, body, actor)
+
+    def export(self, id_or_name: str, path: str | os.PathLike[str], actor: str = "") -> Packed:
+        """Writes a version with its ancestors to one file, and keeps that in the log. The same version gives the same bytes.
+
+        Raises Collected where bytes are gone, RegistryError for damaged or missing objects, StorageError where nothing can be written.
+        """
+        return pack(self._ledger, self._blobs, id_or_name, Path(path), actor)
+
+    def import_pack(self, path: str | os.PathLike[str], actor: str = "") -> Unpacked:
+        """Records the version in a file that `export` wrote, after everything in it was checked; again changes nothing.
+
+        Raises EventMalformed, EventEdited, ObjectDamaged, Oversize, DeltaError and WrongParent for a file that is not what it says,
+        RevokedVersion for a version that was revoked where it comes from.
+        """
+        return unpack(self._ledger, self._blobs, Path(path), actor)
+
+    def tags(self) -> dict[str, str]:
+        """The update of each tag, by the tag's name."""
+        return tags(self._log.read())
 
     def keep_head(self, witness: Witness) -> Head:
         """Signs the end of the log as it is now in the witness's place. Raises VerifyFailed where what is there is not the log's past."""
-        events = self._log.read()
-        check_kept(events, witness.kept(), witness.place)
-        head = Head(count=len(events), hash=events[-1].hash)
-        witness.keep(events[0].hash, head.count, head.hash, self._clock())
-        return head
+        return self._ledger.keep_head(witness)
 
     def standing(self) -> Standing:
         """The policy in force, who signed what, and what was revoked."""
@@ -229,16 +241,11 @@ class Registry:
 
     def set_policy(self, signed: Envelope) -> Policy:
         """Puts a signed policy in force. Raises PolicyRefused for one that no admin of the policy before it has signed."""
-        with self._deciding() as (_, _, found, append):
-            policy, event = policy_event(signed, found)
-            append({**self._event("policy", event["actor"]), **event})
-        return policy
+        return set_policy(self._ledger, signed)
 
     def record(self, signed: Envelope) -> None:
         """Records an approval or a revocation that was signed elsewhere, if the policy lets its signer. Raises what speaks against it."""
-        with self._deciding() as (_, found, signatures, append):
-            event = signed_event(signed, signatures, found, self._clock())
-            append({**self._event(event["kind"], event["actor"]), **event})
+        record(self._ledger, signed)
 
     def approve(
         self, id_or_name: str, key: PrivateKey, *, name: str = "production", role: Literal["author", "approver"] = "approver"
@@ -248,40 +255,14 @@ class Registry:
         The author signs first; nobody does both unless the policy says `single_person`. Raises WrongRole, OwnApproval, UnknownKey,
         RevokedKey, RevokedVersion, RegistryError without a policy.
         """
-        update, policy = self.show(id_or_name), self._policy()
-        envelope = statements.approve(policy, key, (role, check_name(name)), target_of(update), self._clock())
-        self.record(envelope)
-        return envelope
+        return approve(self._ledger, self.show(id_or_name), self.standing(), key, name=name, role=role)
 
     def revoke(self, id_or_name: str, reason: str, actor: str, key: PrivateKey | None = None) -> None:
         """Ends an update: it is neither loaded nor given a name again. With a policy an approver or an admin signs that.
 
         Raises RegistryError without a reason, without a key where there is a policy, and for an update that was revoked already.
         """
-        if not reason.strip() or not actor.strip():
-            raise RegistryError("the reason or the actor is empty", where=self.where, then="Say why, and who: --reason TEXT.")
-        update, signed = self.show(id_or_name), self.standing()
-        if update.id in signed.revoked:
-            raise RegistryError(f"update {update.id[:12]} is revoked already", where=self.where, then="See it: selectune show ID")
-        if signed.policy is None:
-            with self._deciding() as (_, _, _, append):
-                append({**self._event("revoke", actor), "subject": update.id, "body": {"reason": reason}})
-        elif key is None:
-            raise RegistryError(
-                "the policy wants revocations signed", where=self.where, then="Give the key of an approver or admin: --key KEY"
-            )
-        else:
-            self.record(statements.revoke(signed.policy, key, reason, target_of(update), self._clock()))
-
-    def _policy(self) -> Policy:
-        policy = self.standing().policy
-        if policy is None:
-            raise RegistryError(
-                "there is no policy that says who may approve",
-                where=self.where,
-                then="Let an admin make one: selectune policy sign, then set",
-            )
-        return policy
+        revoke(self._ledger, self.show(id_or_name), self.standing(), reason, actor, key)
 
     def admit(self, id_or_name: str) -> Admitted:
         """A version that may be loaded, with the deltas that lead to it from the base.
@@ -290,20 +271,9 @@ class Registry:
         for a name that needs approval, who signed; the bytes of each delta and of every attached file. Raises VerifyFailed, RevokedVersion,
         what `Standing.demand` raises, RegistryError and DeltaError for damaged objects, WrongParent for a delta that does not follow.
         """
-        events = self._log.read()
-        if self._witness:
-            check_kept(events, self._witness.kept(), self._witness.place)
-        demand(check_chain(events, None), self.where)
-        found = updates(events)
-        update, signed = resolve(id_or_name, found, self.where), standing(events, found)
-        signed.demand_sound()
-        signed.demand_alive(update.id)
-        if id_or_name in update.names:
-            signed.demand(update, id_or_name, judged=False)
-        for digest in update.attachments.values():
-            self._blobs.read(digest)
-        return Admitted(update=update, deltas=tuple(self._deltas(update, found)), notes=tuple(signed.notes(update.id)))
+        return admit(self._ledger, self._blobs, id_or_name)
 
+    @again
     def look(self, wanted: Look, actor: str = "selectune") -> bool:
         """Spends a look on sets of test records, before the model is measured on them; whether it was a new one.
 
@@ -344,7 +314,7 @@ class Registry:
 
         Raises UnknownKey for a head that another key signed, BadSignature for one that was changed, RegistryError without key and policy.
         """
-        keys = [key] if key else [holder for holder, _ in self._policy().holders]
+        keys = [key] if key else [holder for holder, _ in demand_policy(self.standing(), self.where).holders]
         kept = verify_head(read_head(place), keys, where=place)
         events = self._log.read(lenient=True)
         if events and events[0].hash != kept.registry:
@@ -353,37 +323,53 @@ class Registry:
             )
         return check(events, self._blobs, Head(count=kept.count, hash=kept.hash))
 
+    def fsck(self, *sources: Registry) -> Examined:
+        """Looks at every event, object and leftover, and mends objects that are damaged or missing from `sources`, other registries.
+
+        What they give is taken only if it has the hash that the log of this one names.
+        """
+        return examine(self._ledger, self._blobs, [source._blobs for source in sources])
+
     def blob(self, digest: str) -> Path:
         """Where an object lies, for a program that reads files; its bytes are not checked. Raises RegistryError for a missing one."""
         return self._blobs.path(digest)
 
+    def size(self, digest: str) -> int:
+        """An object's bytes, as the store counts them. Raises RegistryError for a missing one."""
+        return self._blobs.size(digest)
+
     def attachment(self, id_or_name: str, name: str) -> bytes:
         """An update's attached file, checked. Raises RegistryError with the names that there are."""
-        attached = self.show(id_or_name).attachments
+        attached = self._kept(id_or_name)[0].attachments
         if name not in attached:
             raise RegistryError(f"{name!r} is not attached", where=id_or_name, then=f"There are: {', '.join(sorted(attached)) or 'none'}.")
         return self._blobs.read(attached[name])
 
     def delta(self, id_or_name: str) -> Delta:
         """An update's delta, read once and checked. Raises RegistryError or DeltaError for a damaged one."""
-        update = self.show(id_or_name)
+        update = self._kept(id_or_name)[0]
         return Delta.from_bytes(self._blobs.read(update.delta), where=update.delta[:12])
 
     def chain(self, id_or_name: str) -> list[Delta]:
-        """The deltas from the base model to this update, in the order in which they apply. Raises WrongParent where one does not follow."""
-        found = updates(self._log.read())
-        return self._deltas(resolve(id_or_name, found, self.where), found)
+        """Deltas from the base model to this update, in the order in which they apply: the newest snapshot, and what came after it.
 
-    def _deltas(self, wanted: Update, found: Sequence[Update]) -> list[Delta]:
-        deltas: list[Delta] = []
-        for update in ancestry(wanted, found, self.where):
-            delta = Delta.from_bytes(self._blobs.read(update.delta), where=update.delta[:12])
-            if (deltas and deltas[-1].child != delta.parent) or (delta.parent, delta.child) != (update.base, update.child):
-                raise WrongParent(
-                    f"the delta of update {update.id[:12]} does not follow", where=self.where, then="See why: selectune verify"
-                )
-            deltas.append(delta)
-        return deltas
+        At most eight; a snapshot may only apply. Raises WrongParent where one does not follow.
+        """
+        update, _ = self._kept(id_or_name)
+        return shortest(self._blobs, update, self._log.read(), self.where)
+
+    def steps(self, id_or_name: str) -> list[Delta]:
+        """The deltas of this update and of each one that it stands on, oldest first. Raises WrongParent where one does not follow."""
+        update, found = self._kept(id_or_name)
+        return steps(self._blobs, ancestry(update, found, self.where), self.where)
+
+    def _kept(self, id_or_name: str) -> tuple[Update, list[Update]]:
+        """An update whose bytes are there, and all of them."""
+        events = self._log.read()
+        found = updates(events)
+        update = resolve(id_or_name, found, self.where)
+        Standing(collected=collected(events)).demand_kept(update.id)
+        return update, found
 
     def _event(self, kind: str, actor: str) -> dict[str, Any]:
-        return {"utc": now_text(self._clock()), "actor": actor, "kind": kind, "name": None, "subject": None}
+        return self._ledger.event(kind, actor)

@@ -81,10 +81,11 @@ def signed_event(envelope: Envelope, standing: Standing, found: Sequence[Update]
     elif envelope.payload_type == payload_type(Approval):
         said = envelope.read(Approval, "approval")
     else:
-        raise DocumentError(f"{envelope.payload_type[:80]!r} is neither an approval nor a revocation", then="Give the right file.")
+        what = f"{envelope.payload_type[:80]!r} is neither an approval nor a revocation"
+        raise DocumentError(what, where="signed", then="Give the right file.")
     update = by_id.get(said.update)
     if update is None:
-        raise RegistryError(f"update {said.update[:12]} is not in this registry", then="See them all: selectune log")
+        raise RegistryError(f"update {said.update[:12]} is not in this registry", where="signed", then="See them all: selectune log")
     event: dict[str, Any] = {"actor": said.name, "subject": update.id, "body": {"signed": envelope.to_json()}}
     where = f"update {update.id[:12]}"
     if isinstance(said, Revocation):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from selectune.errors import (
     ClockApart,
+    Collected,
     NotApproved,
     OwnApproval,
     RegistryError,
@@ -22,9 +24,11 @@ from selectune.governance.policy import Policy, Rule, check_successor
 from selectune.governance.statements import Approval, Revocation, Target, check_approval, check_revocation, meaning
 from selectune.hashing import digest
 from selectune.registry.events import Event
+from selectune.registry.lineage import collected
+from selectune.registry.marks import Hold, Mark, holds, marked
 from selectune.registry.update import Update
 
-__all__ = ["PEOPLE", "Fault", "Given", "Revoked", "Standing", "record_of", "standing", "target_of"]
+__all__ = ["PEOPLE", "Fault", "Given", "Standing", "record_of", "standing", "target_of"]
 
 PEOPLE = ("policy", "approve", "revoke")
 """Kinds of events that people sign."""
@@ -48,17 +52,6 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Revoked:
-    """An update came to its end."""
-
-    reason: str
-    actor: str
-    created: str
-    seq: int
-    """The event's number."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
     """What is wrong with an event that people sign."""
 
@@ -75,7 +68,11 @@ class Standing:
     """Each with the number of its event, in order."""
     given: dict[str, tuple[Given, ...]] = field(default_factory=dict)
     """By update id."""
-    revoked: dict[str, Revoked] = field(default_factory=dict)
+    revoked: dict[str, Mark] = field(default_factory=dict)
+    retired: dict[str, Mark] = field(default_factory=dict)
+    held: dict[str, Hold] = field(default_factory=dict)
+    collected: dict[str, int] = field(default_factory=dict)
+    """The updates whose bytes are gone, each with the number of the event that says so."""
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -97,6 +94,14 @@ class Standing:
         if update in self.revoked:
             end = self.revoked[update]
             found.append(f"revoked by {end.actor} at {end.created}: {end.reason}")
+        if update in self.retired:
+            mark = self.retired[update]
+            found.append(f"retired by {mark.actor} at {mark.created}: {mark.reason}")
+        if update in self.held:
+            hold = self.held[update]
+            found.append(f"held until {hold.until} by {hold.actor}: {hold.reason}")
+        if update in self.collected:
+            found.append(f"collected: its bytes are gone since event {self.collected[update]}")
         for one in self.signatures(update):
             if one.approval and not one.fault:
                 said = one.approval
@@ -121,6 +126,25 @@ class Standing:
                 f"update {update[:12]} was revoked by {end.actor} at {end.created}: {end.reason}",
                 where="registry",
                 then="Use another version: selectune log",
+            )
+
+    def demand_kept(self, update: str) -> None:
+        """Raises Collected for an update whose bytes `gc` has taken."""
+        if update in self.collected:
+            raise Collected(
+                f"update {update[:12]} was collected (event {self.collected[update]}): its bytes are gone",
+                where="registry",
+                then="Add it again, or import it from a file or a registry that has it.",
+            )
+
+    def demand_current(self, update: str) -> None:
+        """Raises RegistryError for an update that was retired: it is loaded as before, and given no name again."""
+        if update in self.retired:
+            mark = self.retired[update]
+            raise RegistryError(
+                f"update {update[:12]} was retired by {mark.actor} at {mark.created}: {mark.reason}",
+                where="registry",
+                then="Promote another version: selectune log",
             )
 
     def demand(self, update: Update, name: str, *, judged: bool = True) -> None:
@@ -192,13 +216,14 @@ def own_approval(name: str, where: str) -> OwnApproval:
 
 def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
     """Reads everything that people signed of `updates`; what is wrong is kept beside it and counts for nothing."""
+    marks: dict[str, Any] = {"retired": marked(events, "retire"), "held": holds(events), "collected": collected(events)}
     if not any(event.kind in PEOPLE for event in events):
-        return Standing()
+        return Standing(**marks)
     policies, faults = _policies(events)
     current = policies[-1][1] if policies else None
     known = {update.id: update for update in updates}
     given: dict[str, list[Given]] = {}
-    revoked: dict[str, Revoked] = {}
+    revoked: dict[str, Mark] = {}
     for event in events:
         subject = event.subject or ""
         if event.kind == "approve":
@@ -208,10 +233,14 @@ def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
         elif event.kind == "revoke":
             # Whatever is wrong with it, the version stays out of use until somebody has looked.
             reason, fault = _revocation(event, _in_force(policies, event.seq), known.get(subject))
-            revoked[subject] = Revoked(reason=reason, actor=event.actor, created=event.utc, seq=event.seq)
+            revoked[subject] = Mark(reason=reason, actor=event.actor, created=event.utc, seq=event.seq)
             faults += [Fault(seq=event.seq, kind=event.kind, error=fault)] if fault else []
     return Standing(
-        policies=tuple(policies), given={key: tuple(value) for key, value in given.items()}, revoked=revoked, faults=tuple(faults)
+        policies=tuple(policies),
+        given={key: tuple(value) for key, value in given.items()},
+        revoked=revoked,
+        faults=tuple(faults),
+        **marks,
     )
 
 

@@ -46,8 +46,10 @@ class Update:
     """When it was added, UTC, as 2026-11-24T13:05:00Z."""
     names: tuple[str, ...] = ()
     """The names that point to it now."""
+    tags: tuple[str, ...] = ()
+    """The names that are its own for good."""
     id: str = ""
-    """64 hex digits: ``digest("update", …)`` of everything above but actor, created and names, so adding it twice gives one."""
+    """64 hex digits: ``digest("update", …)`` of everything above but actor, created, names and tags, so adding it twice gives one."""
 
     def body(self) -> dict[str, Any]:
         """What the id is the digest of, as JSON."""
@@ -71,7 +73,14 @@ class Update:
 
     def to_json(self) -> dict[str, Any]:
         """The update as `log --json` and `show --json` print it."""
-        return {"id": self.id, **self.body(), "created": self.created, "actor": self.actor, "names": list(self.names)}
+        return {
+            "id": self.id,
+            **self.body(),
+            "created": self.created,
+            "actor": self.actor,
+            "names": list(self.names),
+            "tags": list(self.tags),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

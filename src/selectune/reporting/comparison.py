@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from selectune.reporting.document import Document, Real, write_whole
+from selectune.reporting.measured import Change
 from selectune.reporting.page import Pictures, render_page
-from selectune.reporting.result import Change, Document, Real, write_whole
 
 PICTURE_BYTES = 12_000_000
 """Pictures embedded in one page; those beyond it are named as left out."""
@@ -65,4 +66,6 @@ def render_comparison(page: ComparisonPage) -> str:
                 {"change": one, "picture": pictures.take(one.picture)} for one in page.changes if (one.task, one.way) == (task.task, way)
             ]
             groups.append({"task": task, "way": way, "rows": rows})
-    return render_page("compare.html.j2", page=page, groups=groups, pictures=pictures)
+    # What was surely lost is looked at first, the largest loss above all; the table keeps the tasks' own order, and the links find each.
+    ordered = sorted(enumerate(page.tasks, 1), key=lambda pair: (not pair[1].worse, pair[1].value or 0.0))
+    return render_page("compare.html.j2", page=page, ordered=ordered, groups=groups, pictures=pictures)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from selectune.reporting import wording
 from selectune.reporting.charts import STYLES, Panel, Point, Series, panel, value_axis
+from selectune.reporting.document import Document, Real, write_whole
 from selectune.reporting.page import render_page
-from selectune.reporting.result import Document, Real, write_whole
 from selectune.reporting.tables import decimal, decimals, plain_table
 
 SHOWN = 40

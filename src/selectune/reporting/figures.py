@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from selectune.reporting import wording
 from selectune.reporting.charts import Axis, Panel, Point, Series, name_axis, panel, thin, value_axis
+from selectune.reporting.measured import Difference
 from selectune.reporting.outcome import HELD_OUT, LEARNING, held_out_mean, interval_words, last_row
-from selectune.reporting.result import Difference, Phase, RunResult, StepPoint
+from selectune.reporting.result import RunResult
+from selectune.reporting.trained import Phase, StepPoint
 
 Results = Sequence[RunResult]
 

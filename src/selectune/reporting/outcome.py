@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selectune.reporting import wording
-from selectune.reporting.result import Estimate, RunResult, Verdict
+from selectune.reporting.document import Estimate
+from selectune.reporting.judged import Verdict
+from selectune.reporting.result import RunResult
 
 LEARNING = "target_learning"
 HELD_OUT = "held_out_forgetting"

@@ -21,7 +21,9 @@ from markupsafe import Markup
 
 from selectune.errors import InputError
 from selectune.reporting import figures, outcome, wording
-from selectune.reporting.result import CaptionedPicture, Change, PictureUrl, RunResult, StageCaption, summary, write_whole
+from selectune.reporting.document import PictureUrl, write_whole
+from selectune.reporting.measured import CaptionedPicture, Change, StageCaption
+from selectune.reporting.result import RunResult, summary
 
 SHOWN = 6
 """Changed samples shown for each recipe, task and way; the counts above them are of all."""
@@ -53,6 +55,7 @@ def render(results: Sequence[RunResult]) -> str:
         training=figures.training(results),
         captions=_captions(results, pictures),
         samples=_samples(results, pictures),
+        leaks=_leaks(results, pictures),
         pictures=pictures,
         document=readable_json(summary(list(results))),
         recipes=[readable_json(result.recipe) for result in results],
@@ -189,6 +192,12 @@ def _samples(results: Sequence[RunResult], pictures: Pictures) -> list[dict[str,
                     {"style": style, "recipe": result.name, "task": task, "change": change, "picture": pictures.take(change.picture)}
                 )
     return shown
+
+
+def _leaks(results: Sequence[RunResult], pictures: Pictures) -> list[dict[str, Any]]:
+    """Every pair once, though recipes of one run may share it."""
+    pairs = dict.fromkeys(pair for result in results for pair in result.leaks)
+    return [{"pair": pair, "train": pictures.take(pair.train.picture), "test": pictures.take(pair.test.picture)} for pair in pairs]
 
 
 def _by_task(result: RunResult, changes: Iterable[Change]) -> list[Change]:

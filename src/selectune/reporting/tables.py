@@ -23,6 +23,11 @@ def decimal(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "—"
 
 
+def chance(value: object) -> str:
+    """A p value; none is nothing, so a small one is said to be below what four decimals show."""
+    return "< 0.0001" if isinstance(value, float) and value < 0.0001 else decimal(value)
+
+
 def decimals(low: object, high: object) -> str:
     """The ends of an interval."""
     return f"{decimal(low)} to {decimal(high)}"

@@ -10,18 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from selectune.reporting import outcome, wording
-from selectune.reporting.result import Estimate, MatrixTable, RunResult, TaskInfo, UpdateInfo, Verdict
+from selectune.reporting.document import Estimate
+from selectune.reporting.history import Entry, log_table, verdict_text
+from selectune.reporting.judged import Verdict
+from selectune.reporting.measured import MatrixTable, TaskInfo
+from selectune.reporting.result import RunResult
 from selectune.reporting.tables import plain_table
-
-_LOOKS = {"passed": ("✓", "green"), "failed": ("✕", "red"), "undecided": ("?", "yellow")}
-
-
-def verdict_text(verdict: str | None) -> Text:
-    """A verdict as a sign and a word, never colour alone."""
-    if verdict is None:
-        return Text("no verdict", style="dim")
-    sign, style = _LOOKS[verdict]
-    return Text(f"{sign} {verdict}", style=style)
+from selectune.reporting.trained import UpdateInfo
 
 
 def matrix_table(matrix: MatrixTable, tasks: Sequence[TaskInfo], *, title: str = "") -> Table:
@@ -81,22 +76,22 @@ def verdict_table(verdicts: Sequence[Verdict], tasks: Sequence[TaskInfo] = (), *
     return table
 
 
-def log_table(updates: Sequence[UpdateInfo], *, title: str = "") -> Table:
-    """One line an update, in the order given."""
-    table = plain_table(title=title)
-    for heading in ("update", "parent", "skill", "verdict", "names", "size", "created"):
-        table.add_column(heading, no_wrap=heading in ("update", "parent", "verdict"), justify="right" if heading == "size" else "left")
-    for update in updates:
-        table.add_row(
-            Text(_clean(wording.identity(update.id)), style="bold"),
-            Text(_clean(wording.identity(update.parent)) if update.parent else wording.DASH),
-            Text(_clean(update.skill)),
-            verdict_text(update.verdict),
-            Text(_clean(", ".join(update.names))),
-            wording.size(update.bytes) if update.bytes else wording.DASH,
-            Text(_clean(update.created)),
-        )
-    return table
+def updates_table(updates: Sequence[UpdateInfo]) -> Table:
+    """One line an update of a result, in the order given."""
+    return log_table(
+        [
+            Entry(
+                id=one.id,
+                parent=one.parent,
+                skill=one.skill,
+                verdict=one.verdict,
+                names=one.names,
+                size=one.bytes,
+                created=one.created,
+            )
+            for one in updates
+        ]
+    )
 
 
 def outcome_lines(results: Sequence[RunResult]) -> Text:
@@ -115,7 +110,8 @@ def result_view(result: RunResult) -> RenderableType:
     if result.verdicts:
         parts.append(verdict_table(result.verdicts, result.tasks))
     if result.updates:
-        parts.append(log_table(result.updates))
+        parts.append(updates_table(result.updates))
+        parts += [Text(_clean(f"{wording.identity(update.id)}: {note}")) for update in result.updates for note in update.notes]
     return Group(*parts)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selectune.delta.files import replacing
-from selectune.errors import ResumeError, StorageError
+from selectune.errors import DeltaError, ResumeError, StorageError
 from selectune.hashing import digest, tensor_entry
 from selectune.training.packing import DELTA, packed, unpacked
 from selectune.training.results import Step
@@ -86,11 +86,9 @@ def read(path: Path, identity: Mapping[str, Any], start: Mapping[str, Tensor] | 
     file = _newest(path) if path.is_dir() else path
     try:
         header, tensors = _checked(file)
-        saved = json.loads(header["identity"])
-        steps = tuple(_step(step) for step in json.loads(header["steps"]))
-        random = tensors.pop(_RANDOM)
+        saved, steps, random = _state(header, tensors)
         tensors = unpacked(tensors, start or {}) if saved == json.loads(json.dumps(identity)) else {}
-    except DamagedError as error:
+    except (DamagedError, DeltaError) as error:
         raise ResumeError(error.what, where=str(file), then=_instead(file)) from error
     differences = list(_differences(saved, json.loads(json.dumps(identity)), ""))
     if differences:
@@ -99,7 +97,11 @@ def read(path: Path, identity: Mapping[str, Any], start: Mapping[str, Tensor] | 
             where=str(file),
             then="Use the same recipe, or start without resuming.",
         )
-    torch.set_rng_state(random)
+    try:
+        torch.set_rng_state(random)
+    except (RuntimeError, TypeError) as error:
+        what = f"is damaged: its random state is none ({' '.join(str(error).split())[:120]})"
+        raise ResumeError(what, where=str(file), then=_instead(file)) from error
     return Checkpoint(identity=saved, steps=steps, tensors=tensors, random=random)
 
 
@@ -135,19 +137,34 @@ def _checked(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header, tensors
 
 
+def _state(header: Mapping[str, str], tensors: dict[str, Tensor]) -> tuple[Any, tuple[Step, ...], Tensor]:
+    """What the training was, its steps, and the random state, which is taken out of the tensors. Its digest shows a flipped byte and no
+    more: who writes such a file can make that fit. Raises DamagedError.
+    """
+    try:
+        saved, steps = json.loads(header["identity"]), json.loads(header["steps"])
+        return saved, tuple(_step(step) for step in steps), tensors.pop(_RANDOM)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"is damaged: its steps cannot be read ({str(error)[:200]})") from error
+
+
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     entries = {name: asdict(tensor_entry(tensor)) for name, tensor in tensors.items()}
     return digest("checkpoint", {**{name: header[name] for name in _HEADER}, "tensors": entries})
 
 
 def _step(value: Mapping[str, Any]) -> Step:
-    return Step(**{**value, "still": tuple(value["still"])})
+    step = Step(**{**value, "still": tuple(value["still"])})
+    numbers = (step.n, step.total, step.loss, step.lr, step.tokens, step.grad_norm, step.seconds, step.waited, *step.kept.values())
+    if not all(isinstance(one, int | float) for one in numbers) or not all(isinstance(one, str) for one in (*step.still, step.fault)):
+        raise TypeError("a step has other fields")
+    return step
 
 
 def _instead(file: Path) -> str:
     """What to do about a damaged checkpoint."""
     for older in reversed([one for one in written(file.parent) if one.name < file.name]):
-        with contextlib.suppress(ResumeError):
+        with contextlib.suppress(ResumeError, ValueError, TypeError, RecursionError):
             header, _ = _checked(older)
             steps = len(json.loads(header["steps"]))
             return f"{older.name} beside it, after step {steps}, is whole: delete {file.name}, or resume from that file."

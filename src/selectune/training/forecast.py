@@ -1,30 +1,29 @@
 """How much memory and time a training takes, from shapes alone: nothing is loaded.
 
 Everything is a sum that can be read: weights, masters, moments, gradients, what waits for the backward pass (`training.tracing`), logits,
-and what is kept of frozen parts. `required` counts the multiplications and additions that a selection asks for, and no more.
+and what is kept of frozen parts.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from selectune.components import language_layer
 from selectune.network import parameters
 from selectune.quantising import Kind, frozen_linears
-from selectune.recipe import Keep
 from selectune.training.adapter import matrix_elements
 from selectune.training.cut import first_layer
 from selectune.training.features import in_language
+from selectune.training.load import Load
 from selectune.training.losses import CHUNK
 from selectune.training.machine import UNKNOWN, Machine
 from selectune.training.tracing import Pass, Span, trace
+from selectune.training.work import Work, is_early, required
 
 if TYPE_CHECKING:
-    from selectune.components import Component, ComponentMap, Selection
+    from selectune.components import ComponentMap, Selection
     from selectune.models import Model
     from selectune.recipe import Anchors, Distill, Optim
 
@@ -36,66 +35,6 @@ HOLES = {4: 0.22, 2: 0.35}
 0.1 to 0.3, bf16 0.3 to 0.6. With freed blocks given back at once it was none, and a step took 1.4 times the CPU time."""
 HOLES_BETWEEN, HOLES_OF_GRADIENTS = 0.3, 0.3
 """Further shares: of a pass where a batch is divided into several, and of gradients, which come when activations go."""
-_BEFORE = re.compile("input|pre_attn|pre_attention|1$")
-"""In the name of a norm that comes before its layer's attention."""
-_EXPERT = ".moe.experts."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What a step is given."""
-
-    rows: int
-    """Samples that go through the model at once."""
-    length: int
-    """Tokens of the longest of them."""
-    labels: int
-    """Labelled positions of all of them together."""
-    passes: int = 1
-    """Portions that a batch is divided into."""
-    picture: int = 0
-    """Image tokens of one sample."""
-    kept: int = 0
-    """Samples whose features, and states at the cut, stay in memory."""
-    begins: Literal["cut", "start"] = "start"
-    """Where a pass begins: `cut` once the states that enter the first trained layer are kept."""
-    records: int = 0
-    """Samples in all."""
-    keep: Keep = field(default_factory=Keep)
-    """What holds old skills."""
-    anchors: Load | None = None
-    """What a step is given besides, where `keep` has anchors."""
-
-    @classmethod
-    def of(cls, sizes: Sequence[tuple[int, int, int]], optim: Optim, *, records: int, cut: bool) -> Load:
-        """Of samples with so many tokens, labels and image tokens, the longest of which counts; `records` is how many there are in all.
-
-        `cut` says whether passes begin at states that are kept.
-        """
-        rows = min(optim.micro_batch or optim.batch, optim.batch)
-        return cls(
-            rows=rows,
-            # The last label is a target only: nothing is read at its place.
-            length=max(2, max(length for length, _, _ in sizes) - 1),
-            labels=max(1, round(rows * sum(labels for _, labels, _ in sizes) / len(sizes))),
-            passes=-(-optim.batch // rows),
-            picture=max(picture for _, _, picture in sizes),
-            kept=records if optim.cache_features else 0,
-            begins="cut" if cut else "start",
-            records=records,
-        )
-
-    def keeping(self, keep: Keep, anchors: Sequence[tuple[int, int, int]], optim: Optim, *, records: int) -> Load:
-        """The same beside what holds old skills; `anchors` are sizes of prompts, as for `of`, of which there are `records`."""
-        if keep.anchors is None or not anchors:
-            return replace(self, keep=keep)
-        beside = Load.of(anchors, optim.model_copy(update={"batch": keep.anchors.batch}), records=records, cut=self.begins == "cut")
-        return replace(self, keep=keep, anchors=beside)
-
-    @property
-    def tokens(self) -> int:
-        """Padding counted."""
-        return self.rows * self.length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,27 +78,6 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """Multiplications and additions (two for each pair) of one step that a selection asks for."""
-
-    forward: float
-    """2 a token and weight of the layers that are computed."""
-    activations: float
-    """2 a token and weight behind the first trained one: gradients that lead down to it."""
-    weights: float
-    """2 a token and trained weight."""
-    attention: float
-    """Scores and their use, the masked half left out: twice that again for the gradients."""
-    head: float
-    """At labelled positions alone."""
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.forward + self.activations + self.weights + self.attention + self.head
-
-
-@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """What a training is expected to take."""
 
@@ -169,63 +87,6 @@ class Forecast:
     """A step; None where the machine's rates are not known."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """How each part was found, where there is more than one way."""
-
-
-def required(found: ComponentMap, config: Any, selection: Selection, load: Load) -> Work:
-    """The work of one step of `load.passes` portions. `config` is the model's.
-
-    A mixture's experts count by the share that a token uses. Of the last layer, its attention's output matrix and its MLP are needed at
-    labelled positions alone, as the head is: nothing behind them looks at others.
-    """
-    text = config.get_text_config()
-    first, layers = first_layer(selection), text.num_hidden_layers
-    begin = first if load.begins == "cut" else 0
-    early = is_early(selection)
-    stage = min((_stage(c.name) for c in selection.components if language_layer(c.name) == first), default=0)
-    tokens, labels = load.tokens * load.passes, load.labels * load.passes
-    active = _share_of_experts(text)
-
-    def used(component: Component) -> float:
-        """Pairs of a weight and a position that it is used at."""
-        late = language_layer(component.name) == layers - 1 and component.name.split(".", 3)[3].startswith(("attn.o", "mlp."))
-        return component.elements * (labels if late else tokens) * (active if _EXPERT in component.name else 1.0)
-
-    forward = backward = 0.0
-    for component in found.components:
-        layer = language_layer(component.name)
-        if layer is None or layer < begin or len(component.shape) < 2:
-            continue
-        forward += used(component)
-        if layer > first or (layer == first and (early or _stage(component.name) > stage)):
-            backward += used(component)
-    weights = 2 * sum(used(c) for c in selection.components if language_layer(c.name) is not None and len(c.shape) > 1)
-    beside = sum(c.elements for c in selection.components if c.name.startswith("projector") and len(c.shape) > 1)
-    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    scores = 2 * load.rows * load.passes * load.length**2 * width
-    below = layers - first if early or stage <= 0 else layers - first - 1
-    trained_head = any("head" in (component.name, *component.tied) for component in selection.components)
-    return Work(
-        forward=2 * forward,
-        activations=2 * backward,
-        weights=weights + 6 * beside * load.picture * load.rows * load.passes,
-        attention=scores * ((layers - begin) + 2 * below),
-        head=2 * labels * text.hidden_size * text.vocab_size * (3 if trained_head else 2),
-    )
-
-
-def _share_of_experts(text: Any) -> float:
-    used = getattr(text, "num_experts_per_tok", None)
-    every = next((getattr(text, name) for name in ("num_experts", "num_local_experts", "n_routed_experts") if hasattr(text, name)), None)
-    return used / every if used and every else 1.0
-
-
-def _stage(name: str) -> int:
-    """How far into its layer a component comes; those of one number stand side by side."""
-    role = name.rpartition(".")[2]
-    if ".norm." in name:
-        return -1 if _BEFORE.search(role) else 1
-    behind = role in ("o", "o_a", "o_b", "down")
-    return (2 if ".mlp." in name or ".moe." in name else 0) + behind
 
 
 def forecast(
@@ -411,11 +272,6 @@ def _of_towers(vision: Any, size: int, load: Load) -> int:
     merged = getattr(vision, "spatial_merge_size", 1) ** 2
     layers = next((getattr(vision, name) for name in ("num_hidden_layers", "depth", "num_layers") if hasattr(vision, name)), 1)
     return ACTIVATION_BYTES * size // 2 * load.rows * load.picture * merged * int(vision.hidden_size) * int(layers)
-
-
-def is_early(selection: Selection) -> bool:
-    """Whether anything before the language tower's layers is trained."""
-    return any(not name.startswith(("language.layers.", "language.norm", "head")) for name in selection.names)
 
 
 def in_pictures(selection: Selection) -> str | None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selectune.errors import ModelError
-from selectune.network import walk
+from selectune.network import image_token, walk
 from selectune.training.features import Tower, inject
 from selectune.training.kernels import CompiledLayers, has_plain_attention
 from selectune.training.losses import cross_entropy
@@ -90,7 +90,7 @@ class Forward:
         self._last = _last_modules(model)
         self._head: nn.Module | None = model.net.get_output_embeddings()
         self._pad = model.tokenizer.pad_token_id or 0
-        image = getattr(model.net.config, "image_token_id", None)
+        image = image_token(model.net)
         self._image: int = -1 if image is None else image
         self._known = frozenset(inspect.signature(self._net.forward).parameters)
         self._compiled: CompiledLayers | None = None

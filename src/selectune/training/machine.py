@@ -19,7 +19,7 @@ from selectune.training.norms import LeanNorms
 from selectune.training.tracing import Fused, Pass, Product, Span, trace
 
 if TYPE_CHECKING:
-    from selectune.training.forecast import Work
+    from selectune.training.work import Work
 
 SHARE = 0.6
 """Of the matrix rate, where a pass could not be traced: what plain loops were seen to reach."""

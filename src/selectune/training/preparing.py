@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selectune.errors import DataError
-from selectune.network import holds_shards
+from selectune.network import holds_shards, image_token
 from selectune.records import Encoder, Picture
 from selectune.training.cut import Cut, find_layers, first_layer
 from selectune.training.features import FeatureCache, Tower, in_language
@@ -76,8 +76,8 @@ def encode(model: Model, encoder: Encoder, records: Records, optim: Optim, *, ba
 
 def sizes(model: Model, samples: Sequence[Encoded]) -> list[tuple[int, int, int]]:
     """Tokens, labels and image tokens of each."""
-    image = getattr(model.net.config, "image_token_id", -1)
-    return [(len(one.input_ids), one.supervised, one.input_ids.count(image)) for one in samples]
+    image = image_token(model.net)
+    return [(len(one.input_ids), one.supervised, 0 if image is None else one.input_ids.count(image)) for one in samples]
 
 
 def find_tower(model: Model, selection: Selection, optim: Optim, samples: Samples, cache: FeatureCache) -> tuple[Tower | None, str]:

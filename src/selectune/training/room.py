@@ -10,7 +10,8 @@ import psutil
 
 from selectune.errors import DoesNotFit
 from selectune.recipe import Adapter
-from selectune.training.forecast import Load, forecast, rough
+from selectune.training.forecast import forecast, rough
+from selectune.training.load import Load
 from selectune.training.machine import UNKNOWN, Machine
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from selectune.hashing import digest
 from selectune.network import holds_shards
 from selectune.training.adapter import Beside
 from selectune.training.features import FeatureCache
-from selectune.training.forecast import Load
 from selectune.training.forward import Forward
 from selectune.training.keeping import Keeper, Keeping, Terms, replays
+from selectune.training.load import Load
 from selectune.training.masters import Masters
 from selectune.training.preparing import Samples, TimedEncoder, encode, find_cut, find_tower, prefix, sizes
 from selectune.training.processes import Processes

@@ -31,16 +31,8 @@ def task_of(
     Raises NoMatch for an unknown task, and what `read_task_records` and `Task` raise.
     """
     spec = find_task(task) if isinstance(task, str) else task
-    return Task(
-        name=name or spec.name,
-        records=read_task_records(spec, data or Data(task=spec.name), where=f"task {spec.name}"),
-        kind=spec.kind,
-        scorer=spec.scorer,
-        max_new_tokens=spec.max_new_tokens,
-        role=role or spec.role,
-        likelihoods=spec.likelihoods,
-        further=spec.further,
-    )
+    records = read_task_records(spec, data or Data(task=spec.name), where=f"task {spec.name}")
+    return Task(name=name or spec.name, records=records, role=role or spec.role, **spec.asked)
 
 
 def read_task_records(spec: TaskSpec, data: Data, *, where: str = "data") -> Records:

@@ -31,6 +31,8 @@ def rendered(spec: TaskSpec, row: Row, where: str) -> dict[str, Any]:
         found |= {"choices": list(letters(len(offered))), "options": [one for one in offered if one]}
     elif offered:
         found["choices"] = list(offered)
+    if spec.ranked:
+        found["ranked"] = list(spec.ranked) if not offered and found["answer"] in spec.ranked else []
     if spec.image is not None:
         found["images"] = column(row, spec.image, where)
         if found["images"] in (None, "", []):

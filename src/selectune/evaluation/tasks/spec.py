@@ -18,7 +18,8 @@ from selectune.recipe.basis import Named, Part, Patterns, listed
 PLACE = re.compile(r"\{([A-Za-z_][\w/]*)\}")
 """A place in a prompt or a part: the name of a column, of a part, or ``question`` or ``options``."""
 _PICTURE, _TURNS = ("image", "images"), ("messages", "conversations", "prompt", "completion", "text")
-RESERVED = frozenset(("id", *_PICTURE, *_TURNS, "question", "answer", "label", "answers", "choices", "options", "cluster", "split"))
+_ASKED = ("question", "answer", "label", "answers", "choices", "options", "ranked")
+RESERVED = frozenset(("id", *_PICTURE, *_TURNS, *_ASKED, "cluster", "split"))
 """Names that mean something in a record; no other column is kept under one."""
 
 Cleaning = Literal["strip", "no-image", "capitalise"]
@@ -106,6 +107,11 @@ class TaskSpec(Part):
     max_new_tokens: int = Field(default=16, ge=1)
     likelihoods: bool = False
     """Also rank the choices by likelihood, for a second reading; without choices the task's own answers, where they are few."""
+    ranked: Patterns = ()
+    """What is ranked for a row that offers no choices and whose answer is one of these, such as yes and no; other rows have no second
+    reading."""
+    unranked: str = ""
+    """Why the task, or a part of it, has no second reading."""
     question: Question | None = None
     prompt: str = "{question}"
     """What the model is asked, with places for ``{question}``, ``{options}`` (a line "A. …" for each choice) and the names of `parts`."""
@@ -140,6 +146,11 @@ class TaskSpec(Part):
         return self
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The fields of a `Task` that do not depend on its records."""
+        return {name: getattr(self, name) for name in ("kind", "scorer", "max_new_tokens", "likelihoods", "further")}
+
+    @property
     def lettered(self) -> bool:
         """Whether the answer that is asked for is a letter."""
         return self.choices is not None and (not self.choices.columns or "options" in PLACE.findall(self.prompt))
@@ -154,6 +165,8 @@ class TaskSpec(Part):
             found.append("it needs an answer, or answers")
         if self.choices is None and self.kind == "choice":
             found.append("likelihoods are compared between choices, and it has none")
+        if self.ranked and (not self.likelihoods or self.answer is None):
+            found.append("ranked needs likelihoods: true, and one answer")
         if self.choices is None and self.answer is not None and self.answer.form != "text":
             found.append(f"an answer by {self.answer.form} needs choices")
         return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from selectune.errors import DataError
+from selectune.network import image_token
 from selectune.records.collating import IGNORED
 from selectune.training.preparing import Samples
 
@@ -27,7 +28,7 @@ def encode_anchors(
     are no text and are left out. Records that are too long are counted and left out; DataError where none is left.
     """
     limit = max_length or getattr(model.net.config.get_text_config(), "max_position_embeddings", None)
-    image = getattr(model.net.config, "image_token_id", None)
+    image = image_token(model.net)
     pad = model.tokenizer.pad_token_id or 0
     kept: list[Encoded] = []
     long = 0
