@@ -219,6 +219,7 @@ def test_a_disk_that_is_full_where_the_head_is_kept_leaves_the_head_before(disk:
     before = files(disk.path)
     if MOUNTS:
         error = refused(disk.full(0), lambda: registry.promote(id_, "production", "why", "ann"))
+        assert "the event is in the log and stays there" in error.what
     else:
         # The limit is on every file, those of the log too: so the log first, and then the head alone.
         Registry.open(registry.where).promote(id_, "production", "why", "ann")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from selectune.errors import RegistryError
+from selectune.errors import RegistryError, StorageError
 from selectune.governance.documents import now_text
 from selectune.governance.heads import Witness
 from selectune.registry.checking import check_chain, demand
@@ -69,7 +69,12 @@ class Ledger:
 
             yield Decision(events=events, updates=found, standing=signed, append=append)
         if self.witness:
-            self.keep_head(self.witness)
+            try:
+                self.keep_head(self.witness)
+            except StorageError as error:
+                what = f"the event is in the log and stays there, but the head is not kept elsewhere: {error.what}"
+                then = "Make room or give another place, then: selectune head PLACE --key KEY"
+                raise StorageError(what, where=error.where, then=then) from error
 
     def keep_head(self, witness: Witness) -> Head:
         """Signs the end of the log as it is now in the witness's place. Raises VerifyFailed where what is there is not the log's past."""
