@@ -413,7 +413,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selectune.pipeline.checkpoint.os.fsync", full)
+    monkeypatch.setattr("selectune.delta.files.os.fsync", full)
     _refused(child, [delta], tmp_path / "out", StorageError, r"out: cannot be written \(No space left on device\)\. Free space")
 
 

@@ -79,7 +79,9 @@ def building(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"cannot be written ({error})", where=str(folder), then="Free space, or choose another folder.") from error
+        raise StorageError(
+            f"cannot be written ({error.strerror})", where=str(folder), then="Free space, or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -8,11 +8,8 @@ way: what the model was before the deltas, converted so, has to be what the base
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +20,8 @@ import torch
 
 from selectune.components.disk import Layout, alone, in_files, layout, revert, tensors_of
 from selectune.delta.bits import bit_view, flip, torch_dtype
-from selectune.errors import DeltaError, InputError, ModelError, StorageError
+from selectune.delta.files import building
+from selectune.errors import DeltaError, InputError, ModelError
 from selectune.governance.bundles import sign_folder
 from selectune.hashing import DTYPES, parse_json, tensor_bytes
 from selectune.models import providers
@@ -91,7 +89,7 @@ def save_checkpoint(
         what = f"the update changed {lost[0]}, which transformers does not save"
         raise ModelError(what, where=f"checkpoint of {type(net).__name__}", then="Leave it out of the selection.")
     base = weight_folder(model.name)
-    with _whole(out) as partial:
+    with building(out) as partial:
         if base is None:
             _save_afresh(model, plan, partial)
         else:
@@ -170,30 +168,6 @@ def slots_of(folder: Path, file: str) -> dict[str, Slot]:
             raise ModelError(what, where=f"model {folder}", then="Copy or download the file again.")
         found[name] = Slot(file=file, dtype=row["dtype"], shape=tuple(row["shape"]), start=start, stop=stop)
     return found
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write to, which takes its place at the end of the block, with its weights flushed to the disk."""
-    partial = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        yield partial
-        for path in partial.glob("*.safetensors"):
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"cannot be written ({error.strerror})", where=str(out), then="Free space, or choose another folder.") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_afresh(model: Model, plan: Layout, partial: Path) -> None:
