@@ -4,8 +4,10 @@
     python benchmarks/train.py                                        # five rounds, every arm; writes results/train.json
     python benchmarks/train.py --model tiny --steps 2 --rounds 1      # seconds: does the script run?
 
-Arms (`arms.py`) take turns, round by round, so that a machine that grows busy slows all of them. A round's figure is the median over its
-steps without the first, an arm's the median over its rounds; CPU seconds are given too, which a busy machine disturbs less.
+Arms (`arms.py`) take turns, round by round, so that a machine that grows busy slows all of them. Ours share a process, where the first
+epoch keeps what the later ones use; each of the others has its own, since what a trainer leaves behind in a process changes the next one's
+time. A round's figure is the median over its steps without the first, an arm's the median over its rounds; CPU seconds are given too, which
+a busy machine disturbs less.
 
 `gemm_share` is the work that a selection asks for (`selectune.training.work.required`: multiplications and additions of the forward
 pass and of the activations' gradients from the first trained layer on, of the trained weights' gradients, of attention, and of the head at
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -26,7 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -103,29 +107,58 @@ Taken = dict[str, dict[str, list[Moment]]]
 """By selection and arm: wall and CPU seconds a step, one of each round."""
 
 
-def measure(races: dict[str, Race], options: argparse.Namespace) -> tuple[Taken, list[float]]:
+RACES: dict[str, Race] = {}
+"""Of a process that runs arms: by selection."""
+
+
+def enter(options: argparse.Namespace) -> None:
+    """Makes this process ready to run arms."""
+    # Hugging Face's trainers print to stdout, which is the result's.
+    sys.stdout = sys.stderr
+    model, records = prepare(options.model, options)
+    RACES.update({name: race(model, records, name, options) for name in options.select.split(",")})
+
+
+def take_turn(selection: str, arm: str) -> Moment:
+    """One arm once, in this process: the median over its counted steps."""
+    one = RACES[selection]
+    with only(one.model, one.selection):
+        spans = ARMS[arm](one)
+    return statistics.median(span[0] for span in spans), statistics.median(span[1] for span in spans)
+
+
+def measure(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Taken, list[float]]:
     """All arms in every round, and the matrix rate of each; what would end after `--minutes` is not begun, but once each."""
-    taken: Taken = {name: {arm: [] for arm in arms_of(name, options)} for name in races}
+    taken: Taken = {name: {arm: [] for arm in arms_of(name, options)} for name in options.select.split(",")}
     rates: list[float] = []
     started, longest = time.perf_counter(), 0.0
-    for turn in range(options.rounds):
-        for name, one in races.items():
-            begun = time.perf_counter()
-            if options.minutes and turn and begun - started + longest > 60 * options.minutes:
-                return taken, rates
-            rates.append(matrix_rate(one.model.net.dtype, device=one.device.type, times=9))
-            arms = list(taken[name])
-            others = [arm for arm in arms if arm not in MINE]
-            # `first` and `ours` by turns before and after the others, in this order.
-            mine = [arm for arm in arms if arm in MINE]
-            for arm in mine + others if turn % 2 == 0 else others + mine:
-                with only(one.model, one.selection):
-                    spans = ARMS[arm](one)
-                wall, cpu = (statistics.median(span[place] for span in spans) for place in (0, 1))
-                taken[name][arm].append((wall, cpu))
-                print(f"round {turn + 1}: {name}, {arm}: {wall:.3f} s a step, {cpu:.3f} CPU s", file=sys.stderr, flush=True)
-            longest = max(longest, time.perf_counter() - begun)
+    fresh = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        lanes = {
+            lane: stack.enter_context(ProcessPoolExecutor(1, mp_context=fresh, initializer=enter, initargs=(options,)))
+            for lane in dict.fromkeys(lane_of(arm) for arms in taken.values() for arm in arms)
+        }
+        for turn in range(options.rounds):
+            for name in taken:
+                begun = time.perf_counter()
+                if options.minutes and turn and begun - started + longest > 60 * options.minutes:
+                    return taken, rates
+                rates.append(matrix_rate(dtype, device="cuda" if torch.cuda.is_available() else "cpu", times=9))
+                arms = list(taken[name])
+                others = [arm for arm in arms if arm not in MINE]
+                # `first` and `ours` by turns before and after the others, in this order.
+                mine = [arm for arm in arms if arm in MINE]
+                for arm in mine + others if turn % 2 == 0 else others + mine:
+                    wall, cpu = lanes[lane_of(arm)].submit(take_turn, name, arm).result()
+                    taken[name][arm].append((wall, cpu))
+                    print(f"round {turn + 1}: {name}, {arm}: {wall:.3f} s a step, {cpu:.3f} CPU s", file=sys.stderr, flush=True)
+                longest = max(longest, time.perf_counter() - begun)
     return taken, rates
+
+
+def lane_of(arm: str) -> str:
+    """The process that an arm runs in."""
+    return "ours" if arm in MINE else arm
 
 
 def need(one: Race, *, begins: str) -> Forecast:
@@ -222,9 +255,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     described = machine(*TRAINERS)
     model, records = prepare(options.model, options)
     races = {name: race(model, records, name, options) for name in names}
-    # Hugging Face's trainers print to stdout, which is the result's.
-    with redirect_stdout(sys.stderr):
-        taken, squares = measure(races, options)
+    taken, squares = measure(options, model.net.dtype)
     wall = {name: {arm: statistics.median(one[0] for one in rounds) for arm, rounds in arms.items()} for name, arms in taken.items()}
     cpu = {name: {arm: statistics.median(one[1] for one in rounds) for arm, rounds in arms.items()} for name, arms in taken.items()}
     speed = {name: {arm: options.batch / seconds for arm, seconds in arms.items()} for name, arms in wall.items()}
