@@ -10,7 +10,6 @@ the growth of the process' peak (Linux). Time is the median of the steps without
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -30,6 +29,7 @@ from selectune.models import Model, assemble, load
 from selectune.recipe import Data, Optim
 from selectune.records import Encoder, Message, Record, Records, read_records
 from selectune.training import FeatureCache, Session, train
+from selectune.training.allocator import allocator, give_back
 from selectune.training.cut import first_layer
 from selectune.training.forecast import forecast, outline
 from selectune.training.load import Load
@@ -105,7 +105,7 @@ def run(case: Case) -> dict[str, Any]:
     samples = Encoder(model.processor).encode_all(records)
     optim = Optim(lr=1e-5, batch=batch, max_steps=5, micro_batch=case.rows if case.portions > 1 else None, **case.optim)
     seconds: list[float] = []
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     session = Session(features=FeatureCache(), on_step=lambda step: seconds.append(step.seconds))
@@ -132,6 +132,7 @@ def run(case: Case) -> dict[str, Any]:
         "memory": {"forecast": found.memory.above, "measured": peak, "ratio": found.memory.above / peak},
         "seconds": {"forecast": found.seconds, "measured": measured, "ratio": found.seconds / measured},
         "parts": dict(vars(found.memory)),
+        "allocator": allocator(),
         "load_before": load_before,
     }
 

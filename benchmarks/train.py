@@ -19,7 +19,6 @@ layers from the first trained one on keep for their backward pass.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -42,9 +41,11 @@ from arms import ARMS, LR, MINE, Moment, Race, only
 from surroundings import machine
 
 from selectune.models import Model, load
+from selectune.network import image_token
 from selectune.recipe import Data, Optim
 from selectune.records import Encoder, Records, read_records
 from selectune.training import FeatureCache, Session, checkpoint, train
+from selectune.training.allocator import allocator, give_back
 from selectune.training.forecast import Forecast, forecast
 from selectune.training.load import Load
 from selectune.training.machine import matrix_rate
@@ -165,7 +166,8 @@ def need(one: Race, *, begins: str) -> Forecast:
     """What a step of a race asks for; the last label is a target only, so nothing is read at its place."""
     lengths = [len(row["sample"].input_ids) for row in one.samples]
     labels = statistics.mean(row["sample"].supervised for row in one.samples)
-    picture = max((row["sample"].input_ids.count(getattr(one.model.net.config, "image_token_id", -1)) for row in one.samples), default=0)
+    token = image_token(one.model.net)
+    picture = max((row["sample"].input_ids.count(token) for row in one.samples), default=0)
     shape: dict[str, Any] = {"rows": one.batch, "length": round(statistics.mean(lengths)) - 1, "labels": round(labels * one.batch)}
     loaded = Load(**shape, picture=picture, kept=len(one.samples), begins=begins)  # type: ignore[arg-type]
     return forecast(one.model, one.selection, Optim(batch=one.batch), loaded)
@@ -196,7 +198,7 @@ def grown(selection: str, options: argparse.Namespace) -> dict[str, float]:
     one = race(model, records, selection, options)
     # What the first training of a process brings with it for good: kernels, libraries, tables.
     train(model, one.selection, records, Optim(lr=LR, batch=2, max_steps=1), session=Session(features=FeatureCache()))
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     optim = Optim(lr=LR, batch=one.batch, max_steps=one.steps + 1, save_every=one.steps)
@@ -264,7 +266,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     weighed = [name for name in names if not options.no_memory and (not options.quick or name in QUICK_MEMORY)]
     memory = {name: memory_of(name, options) for name in weighed}
     result = {
-        "machine": described | {"load_after": list(os.getloadavg())},
+        "machine": described | {"allocator": allocator(), "load_after": list(os.getloadavg())},
         "dtype": str(model.net.dtype).removeprefix("torch."),
         "model": options.model,
         "batch": options.batch,

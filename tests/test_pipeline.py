@@ -243,6 +243,19 @@ def test_a_plan_says_what_would_train_and_shows_a_sample(tmp_path: Path, llama: 
     assert made.to_json()["memory"]["estimate"] is True
 
 
+def test_a_plan_names_another_allocator_where_glibcs_heap_would_have_large_holes(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes() -> tuple[str, ...]:
+        return plan(read_recipe(write_recipe(tmp_path, llama)), lambda name: load_any(name, "none")).notes
+
+    assert not any("tcmalloc" in note for note in notes())
+    monkeypatch.setattr("selectune.pipeline.planning.HEAP_WORTH_A_WORD", 1)
+    assert any("holes in glibc's heap" in note and "LD_PRELOAD=libtcmalloc" in note for note in notes())
+    monkeypatch.setattr("selectune.pipeline.planning.allocator", lambda: "tcmalloc")
+    assert not any("tcmalloc" in note for note in notes())
+
+
 def test_an_adapter_is_kept_in_its_own_form_and_its_update_is_an_exact_one(tmp_path: Path, llama: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load

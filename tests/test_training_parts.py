@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
 import sys
+from ctypes.util import find_library
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from selectune.components import Component, Selection
 from selectune.errors import InputError, MissingPackage
 from selectune.records import Encoder
 from selectune.training import FeatureCache
-from selectune.training.allocator import kept_memory
+from selectune.training.allocator import allocator, kept_memory
 from selectune.training.features import inject, tower_digest
 from selectune.training.losses import cross_entropy
 from selectune.training.masters import Masters
@@ -327,3 +330,29 @@ def test_freed_memory_is_kept_inside_and_goes_back_afterwards() -> None:
     with kept_memory():
         faults(3)
         assert faults(20) < 2048, "one block of 8 MiB has 2048 pages; twenty in the same place touch them no second time"
+
+
+@pytest.mark.skipif(find_library("tcmalloc_minimal") is None, reason="libtcmalloc-minimal4 is not installed")
+def test_a_process_under_tcmalloc_knows_it_and_its_plan_counts_fewer_holes() -> None:
+    assert allocator() == "glibc"
+    script = """
+import resource
+import torch
+from selectune.training.allocator import allocator, kept_memory
+from selectune.training.forecast import HOLES
+
+def faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(2 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with kept_memory():
+    faults(3)
+    print(allocator(), faults(20), HOLES[allocator()][2] < HOLES["glibc"][2])
+"""
+    there = os.environ | {"LD_PRELOAD": find_library("tcmalloc_minimal") or ""}
+    found = subprocess.run([sys.executable, "-c", script], env=there, capture_output=True, text=True, check=True).stdout.split()
+    assert found[0] == "tcmalloc"
+    assert int(found[1]) < 2048, "one block of 8 MiB has 2048 pages; twenty in the same place touch them no second time"
+    assert found[2] == "True"

@@ -14,6 +14,7 @@ from selectune.pipeline.preparing import prepare
 from selectune.pipeline.stages import lessons
 from selectune.pipeline.versions import ARCHITECTURE, load_any, outlined
 from selectune.records import Encoder, Shown
+from selectune.training.allocator import allocator
 from selectune.training.cut import first_layer
 from selectune.training.forecast import Forecast, Memory, forecast, in_pictures, outline
 from selectune.training.keeping.anchors import encode_anchors
@@ -35,6 +36,8 @@ LOOKED_AT = 64
 """Records of each source whose lengths are looked at."""
 LETTERS = 4
 """Of a token, where there is no tokenizer."""
+HEAP_WORTH_A_WORD = 100_000_000
+"""Bytes of holes in glibc's heap from which on a plan tells of another allocator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +135,16 @@ def plan(recipe: Recipe, load: Callable[[str], Model], *, timed: bool = True) ->
         changes=smaller,
         reasons={**found[most].reasons, "dtype": prepared.dtype},
         sample=None if encoder is None else encoder.describe(sample),
-        notes=(*examples.notes, *notes),
+        notes=(*examples.notes, *_heap_note(found[most].memory), *notes),
     )
+
+
+def _heap_note(memory: Memory) -> tuple[str, ...]:
+    """What another allocator would spare; its reasons and figures are in docs/why/speed.md."""
+    if memory.heap < HEAP_WORTH_A_WORD or allocator() != "glibc":
+        return ()
+    holes = f"{memory.heap / 1e9:.2f} GB of it are holes in glibc's heap; with tcmalloc fewer are left, and steps are shorter"
+    return (f"{holes}: LD_PRELOAD=libtcmalloc_minimal.so.4 selectune run (Debian: libtcmalloc-minimal4)",)
 
 
 def _settled(model: Model, lesson: Lesson, load: Load, machine: Machine, quantised: Kind | None, room: int) -> tuple[Optim, Forecast]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from selectune.network import parameters
 from selectune.quantising import Kind, frozen_linears
 from selectune.training.adapter import matrix_elements
+from selectune.training.allocator import Allocator, allocator
 from selectune.training.cut import first_layer
 from selectune.training.features import in_language
 from selectune.training.load import Load
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
 # Korthikanti et al. (2022), arXiv 2205.05198, equation 2 without attention scores, which fused attention never stores: 34 bytes a
 # token and hidden unit for 16-bit activations of one layer. For models that cannot be traced, and for vision towers.
 ACTIVATION_BYTES = 34
-HOLES = {4: 0.22, 2: 0.35}
-"""By bytes of a number, what a CPU's heap needs beyond what comes and goes in a pass, as a share of that. Measured over 20 trainings: fp32
-0.1 to 0.3, bf16 0.3 to 0.6. With freed blocks given back at once it was none, and a step took 1.4 times the CPU time."""
-HOLES_BETWEEN, HOLES_OF_GRADIENTS = 0.3, 0.3
-"""Further shares: of a pass where a batch is divided into several, and of gradients, which come when activations go."""
+HOLES: dict[Allocator, dict[int, float]] = {"glibc": {4: 0.22, 2: 0.35}, "tcmalloc": {4: 0.0, 2: 0.15}}
+"""By bytes of a number, what a CPU's heap needs beyond what comes and goes in a pass, as a share of that. Measured over 20 trainings with
+glibc: fp32 0.1 to 0.3, bf16 0.3 to 0.6. With freed blocks given back at once it was none, and a step took 1.4 times the CPU time. Measured
+over nine with tcmalloc: bf16 0.05 to 0.25, fp32 -0.2, as what comes and goes is over-counted there. Others are taken for glibc."""
+HOLES_OF_GRADIENTS: dict[Allocator, float] = {"glibc": 0.3, "tcmalloc": 0.1}
+"""A further share, of gradients, which come when activations go."""
+HOLES_BETWEEN = 0.3
+"""A further share of a pass where a batch is divided into several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +185,9 @@ class _Task:
             activations, logits = max((activations, logits), (theirs, seen), key=sum)
         heap = 0.0
         if device == "cpu":
-            share = HOLES.get(self.size, HOLES[4]) + (HOLES_BETWEEN if load.passes > 1 else 0.0)
-            heap = share * (activations + logits + passing) + HOLES_OF_GRADIENTS * self._gradients()
+            whose: Allocator = "tcmalloc" if allocator() == "tcmalloc" else "glibc"
+            share = HOLES[whose].get(self.size, HOLES[whose][4]) + (HOLES_BETWEEN if load.passes > 1 else 0.0)
+            heap = share * (activations + logits + passing) + HOLES_OF_GRADIENTS[whose] * self._gradients()
         return Memory(
             parameters=self._weights() + (4 * self.count if self.adapter else 0),
             masters=4 * self.count,
