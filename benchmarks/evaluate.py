@@ -12,9 +12,11 @@ Arms take turns, round by round, so that a machine that grows busy slows all of 
 * `loop`: the same in batches of 32, in the records' order.
 * `first`: `selectune.evaluate` with nothing kept: digests, trial of the fast ways, pictures and all.
 * `ours`: the same with the pictures' features kept, as after the first stage of a run, or after a training on these pictures.
+* `wide`: `ours` in batches of twice as many.
 
-Five stages (a base and four updates): `separate` measures each with nothing kept, `together` by `evaluate_versions`; `loaded` adds to
-`separate` what loading the model five times takes, as five runs of a command do. The answers of every arm must be those of the others.
+Five stages (a base and four updates) of `--staged` samples: `separate` measures each with nothing kept, `together` by `evaluate_versions`.
+Their share is given twice: of measuring alone, the model being in memory, and with loading it, five times for once, as evaluations of five
+folders by five commands do; what a process needs to start is left out. The answers of every arm must be those of the others.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +126,19 @@ def ours(race: Race) -> Answers:
     return [sample.output for sample in evaluate(race.model, race.suite, batch=race.batch, shared=race.shared).samples]
 
 
+def wide(race: Race) -> Answers:
+    """The same, twice as many at a time."""
+    return ours(replace(race, batch=2 * race.batch))
+
+
 def forget(race: Race) -> None:
     """As in a new process."""
     race.shared = Shared()
     trial.forget(race.model.net)
 
 
-ARMS: dict[str, Callable[[Race], Answers]] = {"lmms": lmms, "loop": loop, "first": first, "ours": ours}
-"""By name; `first` comes before `ours`, which uses what it kept."""
+ARMS: dict[str, Callable[[Race], Answers]] = {"lmms": lmms, "loop": loop, "first": first, "ours": ours, "wide": wide}
+"""By name; `first` comes before those that use what it kept."""
 
 
 @contextmanager
@@ -221,7 +228,10 @@ def prepare(options: argparse.Namespace) -> tuple[dict[str, Race], list[float]]:
             begin = time.perf_counter()
             model = load("embedded")
             loads.append(time.perf_counter() - begin)
-    for name in {*wanted, *(["digits"] if options.stages else [])}:
+    if options.stages:
+        records = read_records(Data(source="embedded:digits", split="test", limit=options.staged))
+        races["stages"] = Race(model=model, records=records, batch=options.batch)
+    for name in wanted:
         if name == "tiny-qwen":
             sys.path.insert(0, str(TESTS))
             from test_evaluation_families import asked, qwen_model
@@ -238,6 +248,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--races", default=",".join(RACES), help="names, commas between them: tiny-qwen, or skills of the embedded model")
     parser.add_argument("--stages", default=",".join(STAGES), help="selections whose five stages are measured; empty: none")
     parser.add_argument("--samples", type=int, default=300, help="of each race")
+    parser.add_argument("--staged", type=int, default=96, help="samples of the five stages")
     parser.add_argument("--some", type=int, default=48, help="of them for the slowest arm")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -256,7 +267,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     races, loads = prepare(options)
     raced = [name for name in options.races.split(",") if name]
     staged = [name for name in options.stages.split(",") if name]
-    versions = {name: versions_of(races["digits"].model, name, 5) for name in staged}
+    versions = {name: versions_of(races["stages"].model, name, 5) for name in staged}
     taken: dict[str, dict[str, list[float]]] = {name: {} for name in raced}
     stages: dict[str, dict[str, list[float]]] = {name: {} for name in staged}
     for name in raced:
@@ -265,13 +276,14 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
         for name in raced:
             run(name, races[name], taken[name])
         for name in staged:
-            run_stages(name, races["digits"], versions[name], stages[name])
+            run_stages(name, races["stages"], versions[name], stages[name])
     middle = {name: {arm: statistics.median(rounds) for arm, rounds in arms.items()} for name, arms in taken.items()}
     spent = {name: {arm: statistics.median(rounds) for arm, rounds in arms.items()} for name, arms in stages.items()}
     result = {
         "machine": described | {"load_after": list(os.getloadavg())},
         "samples": options.samples,
         "batch": options.batch,
+        "staged": options.staged,
         "rounds": options.rounds,
         "samples_per_s": {name: {arm: 1 / seconds for arm, seconds in arms.items()} for name, arms in middle.items()},
         "ratios": ratios(middle),
@@ -296,7 +308,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
 
 def ratios(spent: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """How many times as fast, by race and pair of arms."""
-    pairs = [(mine, other) for mine in ("first", "ours") for other in ("lmms", "loop")]
+    pairs = [(mine, other) for mine in ("first", "ours", "wide") for other in ("lmms", "loop")]
     return {f"{name}: {mine}/{other}": arms[other] / arms[mine] for name, arms in spent.items() for mine, other in pairs}
 
 

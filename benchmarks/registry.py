@@ -36,12 +36,14 @@ from selectune.delta import apply, extract, revert, snapshot
 from selectune.hashing import canonical, dtype_name, manifest
 from selectune.models import Model
 from selectune.network import state
-from selectune.registry import Event, Registry, Update
+from selectune.registry import Event, Look, Registry, Update
 from selectune.registry.database import sqlite_url
 from selectune.registry.events import Log, events
 
 ROUNDS = 5
 GOALS = {"commit": 0.7, "apply": 0.7, "verify": 0.8, "import_s": 0.1, "log_s": 0.5, "promotion_s": 0.01}
+COMMIT = ("extract", "save", "add")
+"""What a commit is made of, one after the other."""
 VERSIONS = 10_000
 STEP = 3e-5
 """The standard deviation of what moves; the weights' own is 0.02."""
@@ -103,17 +105,19 @@ def measure(matrices: int, width: int, rounds: int, folder: Path) -> dict[str, A
     plain.write_bytes(b"".join(tensor.view(torch.uint8).numpy().tobytes() for tensor in state(net).values()))
     delta = extract(model, before, selection)
     child = model.updated(manifest(net))
-    seconds: dict[str, list[float]] = {name: [] for name in ("plain", "commit", "apply", "sha256", "verify")}
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain", *COMMIT, "commit", "apply", "sha256", "verify")}
     for number in range(rounds):
         registry = Registry.open(folder / f"registry-{number}", create=True)
-
-        def commit(number: int = number, registry: Registry = registry) -> None:
-            made = extract(model, before, selection)
-            made.save(folder / "one.delta")
-            registry.add(Update(skill=f"s{number}", actor="benchmark"), folder / "one.delta")
-
+        update = Update(skill=f"s{number}", actor="benchmark")
         seconds["plain"].append(timed(lambda: _copied(plain, folder / "copy")))
-        seconds["commit"].append(timed(commit))
+        parts: tuple[Callable[[], Any], ...] = (
+            lambda: extract(model, before, selection),
+            lambda: delta.save(folder / "one.delta"),
+            lambda registry=registry, update=update: registry.add(update, folder / "one.delta"),
+        )
+        for name, part in zip(COMMIT, parts, strict=True):
+            seconds[name].append(timed(part))
+        seconds["commit"].append(sum(seconds[name][-1] for name in COMMIT))
         blob = registry.blob(registry.log()[0].delta)
         seconds["sha256"].append(timed(lambda blob=blob: hashlib.sha256(blob.read_bytes()).hexdigest()))
         seconds["verify"].append(timed(lambda registry=registry: registry.verify().demand()))
@@ -160,20 +164,42 @@ def _filled(place: Path, versions: int) -> Registry:
     return registry
 
 
+COLD = """
+import sys, time
+from selectune.registry import Registry
+start = time.perf_counter()
+Registry.open(sys.argv[1]).promote(sys.argv[2], "production", "the next", "benchmark")
+print(time.perf_counter() - start)
+"""
+
+
+def _cold(place: Path, update: Update) -> float:
+    """Seconds of a promotion in a process that has read nothing of the log yet, its start left out."""
+    done = subprocess.run([sys.executable, "-c", COLD, str(place), update.id], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
 def history(versions: int, rounds: int, folder: Path) -> dict[str, float]:
-    """Seconds of the shell's `log`, start included, and of a promotion's event, in a registry of so many versions."""
+    """Seconds of the shell's `log`, start included, and of an event's decision, in a registry of so many versions.
+
+    A promotion, and the look by which a gate spends its error rate, in a process that has read the log once; and a promotion in one that
+    has not, without its start.
+    """
     place = folder / "long"
     registry = _filled(place, versions)
-    newest, *others = registry.log()[: rounds + 1]
+    newest, *others = registry.log()[: 2 * rounds + 1]
     registry.promote(newest.id, "production", "the first", "benchmark")
-    promoted = [timed(lambda one=one: registry.promote(one.id, "production", "the next", "benchmark")) for one in others]
+    registry.look(Look(model=newest.child, sets={"task": newest.child}, alpha=0.001, total=0.05))
+    seconds: dict[str, list[float]] = {name: [] for name in ("log_s", "log_json_s", "promotion_s", "look_s", "cold_promotion_s")}
     shell = [sys.executable, "-m", "selectune", "log", "--registry", str(place)]
-    found = {
-        "log_s": [timed(lambda: subprocess.run(shell, check=True, capture_output=True)) for _ in range(rounds)],
-        "log_json_s": [timed(lambda: subprocess.run([*shell, "--json"], check=True, capture_output=True))],
-        "promotion_s": promoted,
-    }
-    return {"versions": versions, **{name: statistics.median(seconds) for name, seconds in found.items()}}
+    for one, other in zip(others[::2], others[1::2], strict=True):
+        look = Look(model=one.child, sets={"task": newest.child}, alpha=0.001, total=0.05)
+        seconds["promotion_s"].append(timed(lambda one=one: registry.promote(one.id, "production", "the next", "benchmark")))
+        seconds["look_s"].append(timed(lambda look=look: registry.look(look)))
+        seconds["cold_promotion_s"].append(_cold(place, other))
+        seconds["log_s"].append(timed(lambda: subprocess.run(shell, check=True, capture_output=True)))
+    seconds["log_json_s"].append(timed(lambda: subprocess.run([*shell, "--json"], check=True, capture_output=True)))
+    return {"versions": versions, **{name: statistics.median(found) for name, found in seconds.items()}}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -194,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(result))
         return
     print(f"delta: {result['delta_share']:.1%} of {result['raw_bytes'] / 1e6:.0f} MB")
+    print("commit: " + ", ".join(f"{name} {statistics.median(result['seconds'][name]):.3f} s" for name in COMMIT))
     for name, goal in GOALS.items():
         print(f"{name}: {result[name]:.2f} (goal {'≤' if name.endswith('_s') else '≥'} {goal})")
 

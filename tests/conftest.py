@@ -12,7 +12,11 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
+
+    from selectune.governance import PrivateKey
 
 # Before anything imports transformers, which this file does only when a model is asked for: tests without one start fast.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,7 +26,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 hypothesis.settings.register_profile("selectune", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("selectune")
 
-pytest_plugins = ["database_fixtures"]
+pytest_plugins = ["database_fixtures", "places_fixtures"]
+
+
+@pytest.fixture(name="keys", scope="module")
+def _keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PrivateKey]:
+    """A key for each of the people of `governance_fixtures`."""
+    from governance_fixtures import make_keys
+
+    return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(name="deltas", scope="module")
+def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The deltas of a line of three updates, in files."""
+    from governance_fixtures import make_deltas
+
+    return make_deltas(tmp_path_factory.mktemp("deltas"))
+
 
 IMAGE_TOKEN = 60
 TEXT: dict[str, Any] = {

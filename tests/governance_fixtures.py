@@ -86,11 +86,12 @@ class Governed:
         return Registry.open(self.registry.where, clock=self.clock, witness=Witness(place=place, key=self.keys[who]))
 
     def rewrite(self, edit: Callable[[list[dict[str, Any]]], None]) -> None:
-        """Edits the events as an administrator of the database can, and computes every hash again."""
+        """Edits the events as an administrator of the database can, and computes every hash again; then a program starts that opens it."""
         rewrite(self.registry, edit)
+        self.registry = Registry.open(self.registry.where, clock=self.clock)
 
 
-def governed(folder: Path, keys: dict[str, PrivateKey], deltas: list[Path], **changes: Any) -> Governed:
+def governed(folder: Path | str, keys: dict[str, PrivateKey], deltas: list[Path], **changes: Any) -> Governed:
     """A registry with a policy."""
     clock = Clock()
     registry = Registry.open(folder, create=True, clock=clock)

@@ -41,6 +41,10 @@ class Hub:
     """Paths that the repositories' ``.gitignore`` names."""
     ranges: bool = True
     """Whether a part of a file can be asked for."""
+    cut: int | None = None
+    """The byte of a file before which every connection breaks that would send it."""
+    sent: int = 0
+    """Bytes of files that were sent."""
     lock: Lock = field(default_factory=Lock)
 
     def commit(self, repo: Repo, files: dict[str, bytes], gone: Sequence[str] = ()) -> str:
@@ -90,8 +94,21 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return
+        if "/resolve/" in path:
+            data = self._kept(headers, data)
+        self.wfile.write(data)
+
+    def _kept(self, headers: dict[str, str], data: bytes) -> bytes:
+        """What of a file's bytes gets through."""
+        start = int(headers.get("Content-Range", "bytes 0-").split()[1].partition("-")[0])
+        if self.hub.cut is not None and start + len(data) > self.hub.cut:
+            self.close_connection = True
+            data = data[: max(self.hub.cut - start, 0)]
+        with self.hub.lock:
+            self.hub.sent += len(data)
+        return data
 
     def _handled(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         if path == "/api/validate-yaml":

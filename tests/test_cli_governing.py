@@ -83,6 +83,21 @@ def test_a_version_is_approved_promoted_and_shown_with_who_signed(shell: Shell, 
     assert shell.on("verify")["policy"] == shell.on("policy", "show")["policy"]
 
 
+def test_a_move_is_signed_with_a_key_where_the_policy_wants_it(shell: Shell, tmp_path: Path) -> None:
+    with_policy(shell, tmp_path, names={}, signed_moves=True)
+    refused = shell.on("promote", "s0", "candidate", "--reason", "x", code=1)
+    assert refused["error"]["kind"] == "NotSigned"
+    assert shell.on("promote", "s0", "candidate", "--reason", "x", "--actor", "me", "--key", "ann")["actor"] == "Ann"
+    shell.on("promote", "s1", "candidate", "--reason", "x", "--key", "ann")
+    shell.on("revert", "candidate", "--reason", "x", "--key", "ann")
+    shell.on("tag", "s0", "v1", "--key", "ann")
+    shell.on("hold", "s0", "--until", "2099-01-01", "--reason", "x", "--key", "ann")
+    assert shell.on("retire", "s1", "--reason", "x", "--key", "ann", code=1)["error"]["kind"] == "WrongRole"
+    shell.on("retire", "s1", "--reason", "x", "--key", "ben")
+    shell.on("gc", "--delete", "--key", "ben")
+    assert shell.on("verify")["ok"]
+
+
 def test_one_person_who_does_both_is_printed_wherever_the_version_is(shell: Shell, tmp_path: Path) -> None:
     with_policy(shell, tmp_path, single_person=True)
     shell.on("approve", "s0", "--role", "author", "--key", "ben")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from collecting_processes import TODAY
 from delta_fixtures import quick_disk
-from governance_fixtures import Clock, governed, make_deltas, make_keys
+from governance_fixtures import Clock, governed, make_keys
+from places_fixtures import new_place
+from selectune.delta.files import TEMPORARY
 from selectune.errors import ClockApart, SelectuneError
 from selectune.registry import Registry, Update
-from selectune.registry.lineage import moves
+from selectune.registry.lineage import collected, condemned, moves
 
 PROCESSES = 16
 ROUNDS = 3
@@ -27,11 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 def at_once(work: Callable[[int], Any], folder: Path) -> list[Any]:
@@ -154,3 +154,28 @@ def test_a_policy_that_allows_an_hour_and_a_half_lets_both_hosts_move(deltas: li
     there.promote(1, "candidate")
     assert [move.update for move in fast.history("candidate")] == there.ids[:2]
     assert fast.verify().ok
+
+
+@pytest.mark.parametrize(("kind", "rounds"), [("postgresql", 8), ("file", 8), ("s3", 4)])
+def test_processes_that_add_and_collect_at_once_lose_no_object(
+    kind: str, rounds: int, request: pytest.FixtureRequest, deltas: list[Path], tmp_path: Path
+) -> None:
+    url = new_place(kind, request, tmp_path / "place")
+    # What stays for good, so that the delta of all does.
+    Registry.open(url, create=True, clock=lambda: TODAY).add(Update(skill="first"), deltas[0])
+    script = Path(__file__).with_name("collecting_processes.py")
+    commands = [[sys.executable, str(script), what, url, str(deltas[0]), str(rounds), "2"] for what in ("add", "add", "collect", "collect")]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
+    told = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0] * 4, "\n".join(error[-2000:] for _, error in told)
+    found = [json.loads(output) for output, _ in told]
+    registry = Registry.open(url)
+    events = registry._log.read()
+    stay = [id_ for one in found for id_ in one["stay"]]
+    assert sum(one["gone"] for one in found) == 2 * rounds == len(collected(events))
+    assert condemned(events) == {}
+    report = registry.verify().demand()
+    assert (report.updates, report.objects, report.leftovers) == (1 + 4 * rounds, 1 + 2 * rounds, ())
+    assert [registry.admit(id_).update.id for id_ in stay] == stay
+    assert len(set(stay)) == 2 * rounds
+    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))

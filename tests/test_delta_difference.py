@@ -25,7 +25,7 @@ from selectune.models import Model
 from selectune.network import state
 from selectune.pipeline import diff_updates, load_version, rebase_update
 from selectune.registry import Registry
-from selectune.reporting.difference import DiffPage, render_diff
+from selectune.reporting.difference import DiffPage, DiffRow, by_role, render_diff
 
 
 @pytest.fixture(autouse=True)
@@ -232,6 +232,51 @@ def test_diff_on_the_command_line_draws_a_page_that_loads_nothing(line: tuple[Pa
     assert "http" not in text.replace('http-equiv="Content-Security-Policy"', "")
     document = json.loads(CliRunner().invoke(app, ["diff", ids["a"], ids["b"], "--registry", str(place), "--json"]).stdout)
     assert document["difference"]["moved"] == sum(row["moved"] for row in document["difference"]["rows"])
+
+
+def test_components_of_one_role_are_one_row_and_their_pattern(line: tuple[Path, Path, dict[str, str]]) -> None:
+    base, place, ids = line
+    registry, model = Registry.open(place), loaded(base)
+    page = DiffPage.model_validate(diff_updates(registry, ids["a"], ids["b"]))
+    groups = by_role(page.difference.rows)
+    assert {group.role for group in groups} == {"language.layers.*.attn.q", "language.layers.*.attn.v"}
+    assert [group.norm for group in groups] == sorted((group.norm for group in groups), reverse=True)  # type: ignore[type-var]
+    a, b = (state(load_version(registry, ids[name]).net) for name in "ab")
+    for group in groups:
+        assert set(model.map.select([group.name]).names) == {row.name for row in group.rows}
+        names = [f"model.layers.{n}.self_attn.{group.role[-1]}_proj.weight" for n in (0, 1)]
+        old, new = (torch.cat([side[name].detach().reshape(-1) for name in names]) for side in (a, b))
+        assert group.relative == pytest.approx(float((new - old).double().norm() / old.double().norm()))
+        assert group.moved == pytest.approx(float((new != old).double().mean()))
+        assert (len(group.bars), "█" in group.bars) == (2, True)
+
+
+def test_of_many_layers_several_share_a_bar_and_what_is_not_known_has_none() -> None:
+    known = {"norm": 2.0, "relative": 0.5, "cosine": None}
+    rows = [
+        _shown(f"language.layers.{n}.attn.q", {**known, "relative": 0.5 if n < 30 else 0.05}) for n in range(40) if n not in (8, 9, 10, 11)
+    ]
+    (group,) = by_role(rows)
+    assert group.name == "language.layers[0-7,12-39].attn.q"
+    assert group.bars == "██ ████▂▂▂"
+    (alone,) = by_role([_shown("embed", None)])
+    assert (alone.name, alone.norm, alone.relative, alone.bars, alone.cosines) == ("embed", None, None, "", None)
+    assert by_role([_shown("language.layers.3.mlp.up", known)])[0].name == "language.layers.3.mlp.up"
+
+
+def _shown(name: str, numbers: dict[str, float | None] | None) -> DiffRow:
+    row = {"name": name, "shape": (2, 2), "elements": 4, "moved": 2, "both": 1, "top": None, "spectrum": (), "note": ""}
+    return DiffRow.model_validate(row | {"numbers": numbers})
+
+
+def test_every_component_is_shown_where_all_are_asked_for(line: tuple[Path, Path, dict[str, str]]) -> None:
+    _, place, ids = line
+    words = ["diff", ids["a"], ids["b"], "--registry", str(place), "--spectra", "1"]
+    few, every = (CliRunner(env={"COLUMNS": "140"}).invoke(app, [*words, *more]).stdout for more in ([], ["--all"]))
+    assert "language.layers[0:2].attn.q" in few
+    assert "3 more components: --all" in few
+    assert "more components" not in every
+    assert {f"language.layers.{n}.attn.{part}" for n in (0, 1) for part in "qv"} <= set(every.split())
 
 
 def test_the_page_escapes_what_others_wrote(line: tuple[Path, Path, dict[str, str]]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +25,7 @@ from safetensors import safe_open
 from delta_fixtures import model_of, quick_disk, step_of, tied
 from selectune.delta import Delta, Part
 from selectune.delta.encoding import PLANES, RAW, pack, unpack
+from selectune.delta.files import flushed_digest
 from selectune.errors import DeltaError, StorageError
 from selectune.hashing import canonical, file_digest
 
@@ -42,6 +47,38 @@ def test_packing_is_lossless_and_never_larger(raw: bytes, itemsize: int) -> None
     encoding, data = pack(bits, itemsize)
     assert len(data) <= bits.size
     assert unpack(memoryview(data), encoding, bits.size, itemsize).tobytes() == bits.tobytes()
+
+
+@given(st.binary(max_size=600), st.sampled_from([1, 2, 4, 8]), st.sampled_from([8, 64, 1 << 20]))
+def test_two_sides_pack_as_their_xor_does_and_the_hasher_hears_of_it_once(raw: bytes, itemsize: int, piece: int) -> None:
+    half = len(raw) // (2 * itemsize) * itemsize
+    old, new = (np.frombuffer(raw[start : start + half], dtype=np.uint8) for start in (0, half))
+    xor = np.bitwise_xor(old, new)
+    hasher = hashlib.sha256()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selectune.delta.encoding._PIECE", piece)
+        name, data = pack(new, itemsize, old=old, hasher=hasher)
+        assert (name, unpack(memoryview(data), name, half, itemsize).tobytes()) == (name, xor.tobytes())
+    assert (name, data) == pack(xor, itemsize)
+    assert hasher.hexdigest() == hashlib.sha256(xor.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
+def test_the_frame_holds_the_planes_one_behind_the_other(itemsize: int) -> None:
+    bits = np.repeat(np.arange(64, dtype=np.uint8), 64)
+    name, data = pack(bits, itemsize)
+    assert name == PLANES
+    assert zstandard.decompress(data) == np.ascontiguousarray(bits.reshape(-1, itemsize).T).tobytes()
+
+
+def test_what_packs_at_all_needs_no_second_copy_of_the_tensor() -> None:
+    old, new = np.zeros(8 << 20, dtype=np.uint8), np.ones(8 << 20, dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        Part.of("x", None, (4 << 20,), new, old=old)
+        assert tracemalloc.get_traced_memory()[1] < old.nbytes / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_small_change_packs_to_a_fraction() -> None:
@@ -84,6 +121,16 @@ def test_the_file_has_one_metadata_key_with_canonical_json_and_is_plain_safetens
         assert list(file.keys()) == ["000000", "000001"]
     assert list(metadata) == ["selectune"]
     assert canonical(json.loads(metadata["selectune"])).decode() == metadata["selectune"]
+
+
+def test_the_file_is_to_the_byte_what_safetensors_writes(delta: Delta) -> None:
+    odd = replace(delta, meta={"skill": 'zählen \u2028 \x7f "quoted" \\ back', "notes": ["tab\t", "bell\x07", "\U0001f600"]})
+    for one in (delta, odd, replace(odd, parts=(), tensors={})):
+        payloads = {f"{number:06d}": np.frombuffer(part.data, dtype=np.uint8) for number, part in enumerate(one.parts)}
+        with tempfile.TemporaryDirectory() as folder:
+            digest = one.save(Path(folder) / "x.delta")
+            assert (Path(folder) / "x.delta").read_bytes() == safetensors.numpy.save(payloads, {"selectune": one.header().decode()})
+            assert digest == file_digest(Path(folder) / "x.delta")
 
 
 def test_the_digest_ignores_how_the_bits_are_packed_and_nothing_else(delta: Delta) -> None:
@@ -144,6 +191,8 @@ HOSTILE: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], None], str]]
     ),
     ("a tag as a name", _set("inner.delta.parts.0.parameter", "<img onerror=x>"), "parts.0.parameter"),
     ("an unknown dtype", _set("inner.delta.tensors.1.dtype", "F31"), "unknown dtype 'F31'"),
+    ("four bits a number", _set("inner.delta.tensors.1.dtype", "F4"), "unknown dtype 'F4'"),
+    ("six bits a number", _set("inner.delta.tensors.1.dtype", "F6_E2M3"), "unknown dtype 'F6_E2M3'"),
     ("a huge shape", _set("inner.delta.tensors.1.shape", [1 << 40, 1 << 40]), "larger than any tensor"),
     ("a negative shape", _set("inner.delta.tensors.1.shape", [-1, 6]), "greater than or equal to 0"),
     ("a slice outside", _set("inner.delta.parts.1.slice", [[0, 0, 99, 1]]), "does not lie in the shape"),
@@ -243,8 +292,6 @@ _CACHE: list[bytes] = []
 
 def _small_file() -> bytes:
     if not _CACHE:
-        import tempfile
-
         _, delta = step_of(model_of(tied()), {"q.bias": None}, 0.01)
         with tempfile.TemporaryDirectory() as folder:
             delta.save(Path(folder) / "x")
@@ -283,6 +330,24 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(delta: Delta,
     assert "cannot be written" in done.stdout
     assert file_digest(path) == sha256
     assert os.listdir(tmp_path) == ["x.delta"]
+
+
+def test_a_large_file_is_hashed_while_it_is_flushed_and_a_disk_that_fails_then_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(2 << 20))
+    flushed: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}")))
+    assert flushed_digest(path) == hashlib.sha256(bytes(2 << 20)).hexdigest()
+    assert flushed == [str(path)]
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        flushed_digest(path)
 
 
 def test_a_saved_file_has_the_usual_mode(delta: Delta, tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from selectune.components.architecture import causal_types, image_text_types
 from selectune.components.disk import Stored, alone, disk_names, follow, in_files, layout, revert, tensors_of
 from selectune.components.standins import stand_ins
 from selectune.delta import Delta, extract, snapshot
-from selectune.errors import DeltaError, InputError, ModelError, NotYet, StorageError
+from selectune.errors import DeltaError, InputError, ModelError, NotYet, StorageError, WrongParent
 from selectune.hashing import dtype_name, manifest
 from selectune.models import Model, assemble, load
 from selectune.pipeline import locate_any, save_checkpoint, save_full
-from selectune.pipeline.checkpoint import weight_folder
+from selectune.pipeline.slots import weight_folder
 from selectune.registry import Registry
 from selectune.registry.update import Update
 from small import small
@@ -111,6 +111,14 @@ def configured(folder: Path, **settings: Any) -> Path:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     return folder
+
+
+def written(child: Model, deltas: Sequence[Delta], out: Path) -> Path:
+    """The checkpoint of a model in memory, which is to the byte that of its base by name."""
+    save_checkpoint(child, deltas, out)
+    again = save_checkpoint(child.name, deltas, out.parent / "by-name")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {path.name: path.read_bytes() for path in again.iterdir()}
+    return out
 
 
 # names
@@ -237,7 +245,7 @@ def test_a_slice_of_packed_experts_becomes_the_tensor_of_one_expert(model_type: 
     folder = base(tmp_path / "base", small(model_type))
     child, delta = taught(load(str(folder)), ["language.layers.1.moe.experts.2.gate"])
     assert delta.parts[0].slice is not None
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     assert header(out) == header(folder)
     (name,) = changed(folder, out)
     assert ".1." in name
@@ -273,7 +281,7 @@ def test_a_llava_keeps_the_layout_of_its_base(original: bool, tmp_path: Path) ->
     made.processor.save_pretrained(tmp_path / "base")
     made.net.save_pretrained(tmp_path / "base", save_original_format=original)
     child, delta = taught(load(str(tmp_path / "base")), ["attention", "projector"])
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     assert header(out) == header(tmp_path / "base")
     start = "language_model.model." if original else "model.language_model."
     assert all(name.startswith(start) for name in changed(tmp_path / "base", out) if "layers" in name)
@@ -288,7 +296,7 @@ def test_files_of_a_model_without_its_head_keep_their_names(tmp_path: Path) -> N
     folder = base(tmp_path / "base", small("gpt2"))
     rewritten(folder, lambda tensors: {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()})
     child, delta = taught(load(str(folder)), ["language.layers.0.attn.k"])
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     assert changed(folder, out) == {"h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias"}
     assert load(str(out)).id == child.id
     _, places = locate_any(str(folder), "none")
@@ -304,7 +312,7 @@ def test_a_tied_tensor_has_as_many_copies_as_the_base_has(copies: int, tiny: Tin
         rewritten(folder, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
     model = load(str(folder))
     child, delta = taught(model, ["language.embed", "head"])
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     assert changed(folder, out) == {"model.embed_tokens.weight", "lm_head.weight"} & header(folder).keys()
     assert len(changed(folder, out)) == copies
     again = load(str(out))
@@ -318,7 +326,7 @@ def test_a_base_that_has_a_tied_tensor_under_its_other_name_alone_keeps_to_that(
     tiny_models.tokenizer().save_pretrained(folder)
     rewritten(folder, lambda tensors: {name.replace("model.embed_tokens", "lm_head"): tensor for name, tensor in tensors.items()})
     child, delta = taught(load(str(folder)), ["language.embed", "head"])
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     assert changed(folder, out) == {"lm_head.weight"}
     assert load(str(out)).id == child.id
 
@@ -328,7 +336,7 @@ def test_files_of_more_bits_keep_them_where_nothing_moved(tmp_path: Path) -> Non
     model = load(str(folder))
     assert dtype_name(next(model.net.parameters()).dtype) == "BF16"
     child, delta = taught(model, ["language.layers.0.attn.q"])
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     (name,) = changed(folder, out)
     old, new = (values(path)[name] for path in (folder, out))
     assert (old.dtype, new.dtype) == (torch.float32, torch.float32)
@@ -343,7 +351,7 @@ def test_what_the_model_does_not_hold_comes_along(tmp_path: Path) -> None:
     rewritten(folder, lambda tensors: {**tensors, "model.layers.61.eh_proj.weight": torch.ones(3, 5)})
     (folder / "LICENSE").write_text("As you like it.")
     child, delta = taught(load(str(folder)), ["attention"])
-    out = save_checkpoint(child, [delta], tmp_path / "out")
+    out = written(child, [delta], tmp_path / "out")
     assert header(out) == header(folder)
     assert values(out)["model.layers.61.eh_proj.weight"].equal(torch.ones(3, 5))
     assert (out / "LICENSE").read_text() == "As you like it."
@@ -370,7 +378,7 @@ def test_files_that_changed_since_they_were_loaded_are_refused(tmp_path: Path) -
     child, delta = taught(load(str(folder)), ["down"])
     rewritten(folder, lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()})
     match = r"model\.safetensors: .*weight: F32 .* is not what the model was loaded with.*Begin again"
-    _refused(child, [delta], tmp_path / "out", ModelError, match)
+    _refused(child, [delta], tmp_path / "out", WrongParent, match)
 
 
 def test_files_without_a_tensor_that_moved_are_refused(tmp_path: Path) -> None:
@@ -431,7 +439,7 @@ def test_deltas_that_do_not_lead_to_the_model_are_refused(tmp_path: Path) -> Non
     child, second = taught(middle, ["attention"])
     _refused(child, [first], tmp_path / "out", DeltaError, r"a delta leads to model .*, and .* should follow.*in their order")
     _refused(child, [second, first], tmp_path / "out", DeltaError, "should follow")
-    _refused(child, [second], tmp_path / "out", ModelError, r"down_proj\.weight: .* is not what the model was loaded with")
+    _refused(child, [second], tmp_path / "out", WrongParent, r"down_proj\.weight: .* is not what the model was loaded with")
     _refused(child, [], tmp_path / "out", InputError, "no delta is given")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 
 from delta_fixtures import quick_disk
-from governance_fixtures import make_deltas
 from selectune.delta.files import TEMPORARY
 from selectune.errors import StorageError
 from selectune.governance import Witness, new_key
-from selectune.registry import Registry, Update
+from selectune.registry import Registry, Update, collecting
 from selectune.registry.collecting import Keep
 from selectune.registry.events import Log
+from selectune.registry.lineage import collected, condemned
 
 SIZE = 4 << 20
 BIG = os.urandom(600_000)
@@ -34,16 +34,12 @@ BIG = os.urandom(600_000)
 SOME = 128 << 10
 PAGE = 4096
 NONE = Keep(days=0, candidate_days=0)
+FOREVER = Keep(days=365_000, candidate_days=365_000)
 
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 def mount(path: Path) -> bool:
@@ -247,6 +243,34 @@ def test_a_gc_on_a_full_disk_removes_nothing_that_the_log_does_not_tell_of(disk:
     done = later(registry).gc(keep=NONE, delete=True, actor="ann")
     assert [update.id for update in done.updates] == [id_]
     whole(registry, 6)
+
+
+def test_a_gc_whose_disk_is_full_before_it_can_say_that_all_is_gone_is_finished_by_the_next(
+    disk: Disk, deltas: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = filled(disk.path / "registry", deltas)
+    id_ = registry.add(Update(skill="big"), deltas[1], {"big.bin": BIG})
+    registry.promote(registry.log()[1].id, "production", "why", "ann")
+    finish = collecting._finish
+
+    def full(*arguments: Any) -> None:
+        with disk.full(0):
+            finish(*arguments)
+
+    monkeypatch.setattr(collecting, "_finish", full)
+    before = set(files(disk.path))
+    refused(nullcontext(), lambda: later(registry).gc(keep=NONE, delete=True, actor="ann"))
+    monkeypatch.undo()
+    assert len(before - set(files(disk.path))) == 2, "both objects are gone"
+    events = registry._log.read()
+    assert (len(condemned(events)), collected(events)) == (2, {id_: 5})
+    whole(registry, 5)
+    # The same objects come again while the log does not say yet that they are gone, for nobody is at it.
+    assert registry.add(Update(skill="big"), deltas[1], {"big.bin": BIG}) == id_
+    assert later(registry).gc(delete=True, actor="ann", keep=FOREVER).updates == ()
+    assert registry.attachment(id_, "big.bin") == BIG
+    assert condemned(registry._log.read()) == {}
+    whole(registry, 8)
 
 
 def test_a_full_disk_leaves_nothing_of_a_version_file(disk: Disk, deltas: list[Path], tmp_path: Path) -> None:

@@ -173,6 +173,21 @@ def test_finished_answers_leave_and_waiting_prompts_take_their_places() -> None:
     assert sum(steps) - beginnings == sum(length if length == 6 else length + 1 for length in lengths)
 
 
+def test_of_equally_likely_tokens_the_first_is_written_as_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = llama(seed=3)
+    head = plain.net.get_output_embeddings().weight
+    half = len(head) // 2
+    with torch.no_grad():
+        head[half : 2 * half] = head[:half]
+    model = assemble("tied", plain.net.to(torch.bfloat16), plain.processor)
+    wanted = suite(questions(9, pictures=False))
+    found = evaluate(model, wanted, batch=3)
+    assert found.environment["way.pooled"].startswith("yes: ")
+    said = [sample.output for sample in found.samples]
+    assert said == plainly(model, wanted, monkeypatch)
+    assert len(set(said)) > 1
+
+
 def test_the_same_measurement_twice_is_the_same_to_the_last_bit() -> None:
     for model, rows in ((llava(), questions(7)), (qwen_model(), asked())):
         wanted = Suite(tasks=(Task(name="q", records=rows, likelihoods=True), Task(name="c", records=rows, kind="choice")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -18,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delta_fixtures import quick_disk
-from governance_fixtures import make_keys, policy_of
+from governance_fixtures import policy_of
 from selectune.errors import BadSignature, DocumentError, InputError, KeyFileError, OtherBytes, StorageError, UnknownKey
 from selectune.governance import (
     Approval,
     Envelope,
+    Motion,
     Policy,
     PrivateKey,
     Revocation,
@@ -47,11 +49,6 @@ SECRET = b"correct horse"
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="keys", scope="module")
-def _keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PrivateKey]:
-    return make_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(name="signer", scope="module")
@@ -269,6 +266,7 @@ FIXED = {
     "revocation": Revocation(
         name="Ada Admin", role="admin", reason="poisoned records", utc="2026-11-24T12:00:00Z", update="1" * 64, record="2" * 64
     ),
+    "move": Motion(name="Ann Author", role="author", utc="2026-11-24T12:00:00Z", event="9" * 64),
     "head": SignedHead(registry="3" * 64, count=7, hash="4" * 64, utc="2026-11-24T12:00:00Z"),
 }
 
@@ -303,11 +301,22 @@ def test_the_formats_are_what_the_reference_says(tmp_path: Path) -> None:
 
 def test_a_record_is_what_the_reference_says() -> None:
     from selectune.registry import Update
-    from selectune.registry.standing import record_of
+    from selectune.registry.signatures import record_of
 
     update = Update(base="5" * 64, child="6" * 64, delta="7" * 64, verdict="passed", attachments={"measurement.json": "8" * 64})
     page = (Path(__file__).parent.parent / "docs" / "reference" / "signed-formats.md").read_text(encoding="utf-8")
     assert record_of(update) in page, record_of(update)
+
+
+def test_what_a_move_signs_is_what_the_reference_says() -> None:
+    from selectune.registry.events import Event
+
+    body = {"previous": None, "reason": "passed every gate", "verdict": "passed"}
+    made = {"seq": 5, "utc": "2026-11-24T12:00:00Z", "actor": "Ann Author", "kind": "promote", "name": "production", "subject": "1" * 64}
+    event = Event(**made, body=body, prev="4" * 64, hash="")
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "signed-formats.md").read_text(encoding="utf-8")
+    assert event.motion() in page, event.motion()
+    assert dataclasses.replace(event, body={**body, "signed": {"payload": "…"}}).motion() == event.motion()
 
 
 # Heads in their places.

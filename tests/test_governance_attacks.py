@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from delta_fixtures import model_of, quick_disk, tied
-from governance_fixtures import Governed, governed, make_deltas, make_keys, policy_of, rewrite
+from governance_fixtures import Governed, governed, policy_of, rewrite
 from selectune.delta import apply
 from selectune.errors import (
     BadSignature,
@@ -38,22 +38,12 @@ from selectune.governance import Approval, Envelope, PrivateKey, Witness, approv
 from selectune.governance.documents import now_text
 from selectune.governance.heads import SignedHead
 from selectune.registry import Registry
-from selectune.registry.standing import target_of
+from selectune.registry.signatures import target_of
 
 
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="keys", scope="module")
-def _keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PrivateKey]:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 @pytest.fixture(name="ours")
@@ -479,4 +469,4 @@ def test_without_a_policy_names_move_as_ever_and_verify_says_so(tmp_path: Path, 
 
 def test_every_refusal_ends_a_program_with_one() -> None:
     assert {kind.exit_code for kind in (Untrusted, *Untrusted.__subclasses__())} == {1}
-    assert len(Untrusted.__subclasses__()) == 12
+    assert len(Untrusted.__subclasses__()) == 13

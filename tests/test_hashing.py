@@ -20,7 +20,20 @@ from safetensors.torch import save_file
 from delta_fixtures import tied
 from selectune import hashing
 from selectune.errors import InputError, ModelError
-from selectune.hashing import DTYPES, Entry, Manifest, canonical, digest, dtype_name, file_digest, manifest, parse_json, tensor_digest
+from selectune.hashing import (
+    DTYPES,
+    SHARED,
+    Entry,
+    Manifest,
+    canonical,
+    digest,
+    dtype_name,
+    file_digest,
+    manifest,
+    parse_json,
+    tensor_digest,
+)
+from selectune.untrusted import read_header
 
 JSON = st.recursive(
     st.none()
@@ -60,6 +73,15 @@ def test_a_digest_is_the_sha256_of_a_tag_and_the_canonical_text() -> None:
 def test_what_json_cannot_say_is_refused(value: object) -> None:
     with pytest.raises(InputError, match="no canonical JSON"):
         canonical(value)
+
+
+def test_json_of_a_stranger_may_be_nested_sixty_four_levels_deep() -> None:
+    assert parse_json(b"[" * 64 + b"]" * 64) is not None
+    assert parse_json(b"[" * 63 + b"1" + b"]" * 63) is not None
+    assert parse_json(b'["' + b"[" * 99 + b'"]') == ["[" * 99], "brackets in words are none"
+    for text in (b"[" * 64 + b"1" + b"]" * 64, b'{"a":' * 64 + b"1" + b"}" * 64):
+        with pytest.raises(InputError, match="nested deeper than 64"):
+            parse_json(text)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +165,15 @@ def test_replace_gives_the_id_of_hashing_anew_and_never_adds_a_tensor() -> None:
 def test_importing_hashing_does_not_import_torch() -> None:
     code = "import sys, selectune.hashing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_dtypes_of_which_several_numbers_share_a_byte_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"float4_e2m1fn_x2 has no name in safetensors, or several of its numbers share a byte"):
+        dtype_name(torch.float4_e2m1fn_x2)
+    assert not set(SHARED) & set(DTYPES)
+    for dtype, length in zip(SHARED, (8, 12, 12), strict=True):
+        header = json.dumps({"w": {"dtype": dtype, "shape": [16], "data_offsets": [0, length]}}).encode()
+        path = tmp_path / f"{dtype}.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(length))
+        with pytest.raises(InputError, match=rf"w is of dtype {dtype}, of which several numbers share a byte"):
+            read_header(path)

@@ -26,8 +26,8 @@ from selectune.models import Model, outline
 from selectune.network import class_name, parameters
 from selectune.pipeline import import_checkpoint, load_version
 from selectune.pipeline.adapters import FACTORS
-from selectune.pipeline.checkpoint import read_slots
 from selectune.pipeline.importing import Imported
+from selectune.pipeline.slots import read_slots
 from selectune.pipeline.tensors import FolderTensors, LoadedTensors, open_tensors
 from selectune.recipe import Adapter
 from selectune.registry import Registry

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from typer.testing import CliRunner
 
 from delta_fixtures import quick_disk
@@ -96,12 +98,20 @@ def test_of_two_writers_one_is_told_that_the_other_was_faster(registry: Registry
 
 def test_the_card_says_what_was_measured_and_the_hub_reads_its_metadata(registry: Registry) -> None:
     id_ = of(registry, "cats")
-    text = render_card(registry.admit(id_))
+    text = render_card(registry.admit(id_), registry.delta(id_))
     card: Any = ModelCard(text)
     assert (card.data.license, card.data.library_name, card.data.base_model) == ("apache-2.0", "transformers", None)
-    assert [(one.dataset_name, one.metric_value, one.metric_name) for one in card.data.eval_results] == [
-        ("cats", 0.75, "mean score of 80 samples")
+    assert [(one.dataset_name, one.metric_value, one.metric_name, one.metric_args) for one in card.data.eval_results] == [
+        ("cats", 0.75, "mean score of 80 samples", {"n": 80}),
+        (
+            "cats",
+            0.25,
+            "change of the mean score against base, bounds +0.1250 to +0.3750, of 80 samples",
+            {"rule": "target_improved", "against": "base", "n": 80, "low": 0.125, "high": 0.375},
+        ),
     ]
+    again = eval_results_to_model_index(card.data.model_name, card.data.eval_results)
+    assert again == yaml.safe_load(text.split("---\n")[1])["model-index"], "nothing is lost in the client's own classes"
     assert "| target\\_improved | cats | base | +0.2500 | +0.1250 to +0.3750 | 80 | passed |" in text
     assert f"| update | {id_} |" in text
     assert "Nobody has signed this update." in text
@@ -109,7 +119,8 @@ def test_the_card_says_what_was_measured_and_the_hub_reads_its_metadata(registry
 
 
 def test_what_an_update_says_is_text_in_its_card(registry: Registry) -> None:
-    text = render_card(registry.admit(of(registry, HOSTILE)))
+    id_ = of(registry, HOSTILE)
+    text = render_card(registry.admit(id_), registry.delta(id_))
     assert "<script" not in text
     assert "[x](javascript" not in text
     assert "**a**" not in text
@@ -117,6 +128,7 @@ def test_what_an_update_says_is_text_in_its_card(registry: Registry) -> None:
     assert text.count("\n---\n") == 1, "the metadata ends once"
     card: Any = ModelCard(text)
     assert card.data.tags == ["selectune"]
+    assert card.data.eval_results[0].dataset_name == "script alert 1 /script x javascript:y a --- b 7 7"
 
 
 @pytest.mark.parametrize("repo", ["cats", "a/b/c", "../x", "ann/ca ts", "https://x/y"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from governance_fixtures import make_deltas
+from remotes_fixtures import filled
+from selectune.cli import app
 from selectune.errors import InputError
 from selectune.pipeline.mirroring import mirror_mlflow
 from selectune.registry import Registry, Update
@@ -100,6 +105,36 @@ def test_what_somebody_changed_there_is_put_back_and_said(mirror: Mirror) -> Non
     assert mirror.client.get_model_version_by_alias("selectune", "production").tags["selectune.update"] == mirror.ids[1]
     assert logged(mirror, 0).tags["selectune.verdict"] == "passed"
     assert mirror.registry.names()["production"] == mirror.ids[1]
+
+
+def test_the_verb_mirrors_and_says_what_it_did(tmp_path: Path, deltas: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry.open(tmp_path / "registry", create=True)
+    ids = filled(registry, deltas)
+    registry.promote(ids[1], "odd.name", "because", "ann")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    words = ["mirror", "mlflow", "--as", "cats", "--registry", registry.where]
+    one = CliRunner().invoke(app, [*words, ids[1], "--json"])
+    assert one.exit_code == 0, one.output
+    note = "odd.name cannot be an alias in MLflow and was left out"
+    assert json.loads(one.stdout) == {"added": ids[:2], "aliases": {}, "notes": [note]}
+    every = CliRunner().invoke(app, words)
+    assert every.exit_code == 0, every.output
+    assert f"production → {ids[2][:12]}" in every.stdout
+    assert "1 updates added, 1 names set" in every.stdout
+    assert note in " ".join(every.stderr.split())
+    again = CliRunner().invoke(app, [*words, "--json"])
+    assert json.loads(again.stdout)["added"] == []
+    client = mlflow.MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"], registry_uri=os.environ["MLFLOW_TRACKING_URI"])
+    assert client.get_model_version_by_alias("cats", "production").tags["selectune.update"] == ids[2]
+
+
+def test_the_verb_refuses_what_is_no_mlflow_and_wants_an_address(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = ["mirror", "mlflow", "--registry", mirror.registry.where]
+    refused = CliRunner().invoke(app, [*words, "--tracking-uri", "nonsense", "--json"])
+    assert (refused.exit_code, json.loads(refused.stdout)["error"]["kind"]) == (2, "InputError")
+    assert CliRunner().invoke(app, words).exit_code == 2
 
 
 @pytest.mark.parametrize("uri", ["file:///tmp/x", "nonsense", "javascript:x"])

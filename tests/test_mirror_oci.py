@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from delta_fixtures import quick_disk
-from governance_fixtures import Governed, governed, make_deltas, make_keys
+from governance_fixtures import Governed, governed, make_keys
 from selectune.cli import app
 from selectune.errors import (
     EventMalformed,
@@ -38,11 +38,6 @@ REFERENCE = re.compile(r"[A-Za-z0-9]+((?:[-._:@+]|--)[A-Za-z0-9]+)*(/[A-Za-z0-9]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 @pytest.fixture(name="registry")

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from database_fixtures import Server, team_url
 from delta_fixtures import quick_disk
-from governance_fixtures import make_deltas
 from selectune.cli import app
 from selectune.errors import MissingPackage, RegistryError, StorageError
 from selectune.registry import Registry, Update, schema
@@ -32,11 +31,6 @@ ODD = "Ünïcode 漢字 🦊 \u202e right to left, 'quotes' \"too\", %s %(x)s :n
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 @pytest.fixture(name="team")

@@ -15,11 +15,15 @@ from typer.testing import CliRunner
 from delta_fixtures import model_of, quick_disk, step_of, tied
 from selectune.cli import app
 from selectune.errors import Collected, Overtaken, RegistryError, StorageError, VerifyFailed
-from selectune.registry import Registry, Update, collecting
+from selectune.registry import Registry, Update, claims
+from selectune.registry.blobs import FolderBlobs
 from selectune.registry.collecting import Keep
+from selectune.registry.kinds import check_event
 from selectune.registry.lineage import condemned, references
+from selectune.registry.remote import FetchedBlobs
 
 NOW = Keep(days=0, candidate_days=0)
+FOREVER = Keep(days=365_000, candidate_days=365_000)
 
 
 class Clock:
@@ -38,7 +42,7 @@ class Clock:
 class Line:
     """A registry with a line of three updates, and one beside the third."""
 
-    def __init__(self, place: Path, deltas: list[Path]) -> None:
+    def __init__(self, place: Path | str, deltas: list[Path]) -> None:
         self.clock, self.deltas, self.place = Clock(), deltas, place
         self.registry = Registry.open(place, create=True, clock=self.clock)
         self.ids: list[str] = []
@@ -51,7 +55,16 @@ class Line:
         return self.registry.add(update, self.deltas[number], {"result.json": skill.encode()})
 
     def files(self) -> set[str]:
-        return {path.name for path in (self.place / "blobs" / "sha256").iterdir()}
+        return set(self.registry._blobs.names())
+
+    def damage(self, name: str) -> None:
+        """What a broken disk does to an object."""
+        blobs = self.registry._blobs
+        if isinstance(blobs, FetchedBlobs):
+            shelf: Any = blobs._shelf
+            shelf.fs.pipe_file(shelf.path(name), b"damaged")
+        else:
+            blobs.path(name).write_bytes(b"damaged")
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +85,12 @@ def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(name="line")
 def _line(tmp_path: Path, deltas: list[Path]) -> Line:
     return Line(tmp_path / "registry", deltas)
+
+
+@pytest.fixture(name="anywhere")
+def _anywhere(place: str, deltas: list[Path]) -> Line:
+    """The same in a place of each kind."""
+    return Line(place, deltas)
 
 
 def run(line: Line, *words: str) -> Any:
@@ -116,7 +135,8 @@ def test_an_actor_is_never_empty(line: Line, monkeypatch: pytest.MonkeyPatch) ->
     assert all(event.actor for event in line.registry._log.read())
 
 
-def test_what_never_had_a_name_goes_when_its_time_is_over(line: Line) -> None:
+def test_what_never_had_a_name_goes_when_its_time_is_over(anywhere: Line) -> None:
+    line = anywhere
     line.registry.promote(line.ids[2], "production", "best", "ann")
     assert line.registry.gc().updates == ()
     line.clock.forward(31)
@@ -147,7 +167,8 @@ def test_a_collected_update_is_known_and_refused_by_an_error_of_its_own(line: Li
     assert line.registry.admit("v1").update.id == line.ids[1]
 
 
-def test_a_collected_update_that_is_added_again_is_whole_again(line: Line) -> None:
+def test_a_collected_update_that_is_added_again_is_whole_again(anywhere: Line) -> None:
+    line = anywhere
     line.registry.tag(line.ids[1], "v1", "", "ann")
     line.clock.forward(31)
     line.registry.gc(delete=True)
@@ -155,6 +176,10 @@ def test_a_collected_update_that_is_added_again_is_whole_again(line: Line) -> No
     assert line.registry.admit(line.beside).update.id == line.beside
     assert len(line.registry.log()) == 4
     assert line.registry.verify().ok
+    line.clock.forward(30)
+    assert line.registry.gc(delete=True).updates == (), "its 30 days begin anew"
+    line.clock.forward(1)
+    assert [update.id for update in line.registry.gc().updates] == [line.beside]
 
 
 def test_nothing_that_ever_had_a_name_goes_before_its_date(line: Line) -> None:
@@ -192,7 +217,7 @@ def test_a_hold_keeps_until_its_day_is_over_or_it_is_released(line: Line) -> Non
 
 
 def test_leftovers_go_when_they_are_a_day_old(line: Line) -> None:
-    folder = line.place / "blobs" / "sha256"
+    folder = Path(line.place) / "blobs" / "sha256"
     young, old = line.registry._blobs.put(b"young"), line.registry._blobs.put(b"old")
     (folder / "notes.txt").write_bytes(b"somebody else's")
     stamp = line.clock.now.timestamp()
@@ -202,7 +227,22 @@ def test_leftovers_go_when_they_are_a_day_old(line: Line) -> None:
     assert {young, "notes.txt"} <= line.files()
 
 
-def test_a_gc_that_was_interrupted_is_finished_by_the_next(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_never_recorded_goes_when_it_is_a_day_old(anywhere: Line) -> None:
+    line = anywhere
+    lost = line.registry._blobs.put(b"never recorded")
+    line.clock.now = datetime.now(UTC)
+    assert line.registry.gc(keep=FOREVER, delete=True).leftovers == ()
+    line.clock.forward(1.1)
+    told = line.registry.gc(keep=FOREVER)
+    assert [(item.name, item.bytes) for item in told.leftovers] == [(lost, 14)]
+    assert lost in line.files()
+    assert line.registry.gc(keep=FOREVER, delete=True).leftovers == told.leftovers
+    assert lost not in line.files()
+    assert line.registry.verify().ok
+
+
+def test_a_gc_that_was_interrupted_is_finished_by_the_next(anywhere: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = anywhere
     line.registry.tag(line.ids[1], "v1", "", "ann")
     line.clock.forward(31)
 
@@ -216,36 +256,154 @@ def test_a_gc_that_was_interrupted_is_finished_by_the_next(line: Line, monkeypat
     going = condemned(line.registry._log.read())
     assert going.keys() <= line.files()
     assert line.registry.verify().ok
-    with monkeypatch.context() as patch:
-        patch.setattr("selectune.registry.store.time.sleep", lambda _: None)
-        with pytest.raises(Overtaken, match="a gc is removing an object"):
-            line.add(2, "beside", line.ids[1])
     line.registry.gc(delete=True)
     assert not going.keys() & line.files()
     assert condemned(line.registry._log.read()) == {}
 
 
-def test_an_update_that_is_added_while_a_gc_runs_loses_nothing(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_that_is_added_while_a_gc_runs_waits_for_its_objects_and_loses_nothing(
+    anywhere: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = anywhere
     line.registry.tag(line.ids[1], "v1", "", "ann")
     line.clock.forward(31)
-    finish, started, threads = collecting._finish, threading.Event(), []
+    delta, order = line.registry.show(line.ids[2]).delta, list[str]()
+    blobs: Any = type(line.registry._blobs)
+    delete = blobs.delete
 
-    def add_beside(*arguments: Any) -> None:
+    def add_again() -> None:
         other = Registry.open(line.place, clock=line.clock)
-        thread = threading.Thread(target=lambda: other.add(Update(parent=line.ids[1], skill="new"), line.deltas[2]))
-        if started.is_set():
-            thread.start()
-            threads.append(thread)
-        started.set()
-        finish(*arguments)
+        other.add(Update(parent=line.ids[1], skill="new"), line.deltas[2])
+        order.append("added")
 
-    monkeypatch.setattr(collecting, "_finish", add_beside)
+    thread = threading.Thread(target=add_again)
+
+    def slow(self: Any, name: str) -> None:
+        if name == delta:
+            thread.start()
+            thread.join(0.3)
+            assert thread.is_alive(), "it waits"
+        delete(self, name)
+        order.append("removed")
+
+    monkeypatch.setattr(blobs, "delete", slow)
     line.registry.gc(delete=True)
-    for thread in threads:
-        thread.join()
-    assert threads
+    thread.join()
+    assert order[-1] == "added"
     assert "new" in [update.skill for update in line.registry.log()]
     assert references(line.registry._log.read()).keys() <= line.files()
+    assert line.registry.verify().ok
+
+
+def test_two_who_collect_at_once_take_each_what_they_named(anywhere: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = anywhere
+    line.registry.tag(line.ids[1], "v1", "", "ann")
+    line.clock.forward(31)
+    blobs: Any = type(line.registry._blobs)
+    delete, found = blobs.delete, list[Any]()
+
+    def beside(self: Any, name: str) -> None:
+        if not found:
+            found.append(None)
+            found[0] = Registry.open(line.place, clock=line.clock).gc(delete=True, actor="bob")
+        delete(self, name)
+
+    monkeypatch.setattr(blobs, "delete", beside)
+    done = line.registry.gc(delete=True, actor="ann")
+    assert [update.id for update in done.updates] == [line.beside, line.ids[2]]
+    assert (found[0].updates, found[0].busy, done.busy) == ((), len(done.objects), 0)
+    events = line.registry._log.read()
+    assert [event.actor for event in events if event.kind == "gc"] == ["ann", "ann"]
+    assert condemned(events) == {}
+    assert line.registry.verify().ok
+
+
+def lose_a_machine(line: Line, patch: pytest.MonkeyPatch) -> None:
+    """Ann's `gc` on another machine, for whose processes nobody here can ask, ends when it has named what it removes."""
+
+    def lost(self: Any, name: str) -> None:
+        raise StorageError("the machine is gone", where=name)
+
+    with patch.context() as there:
+        there.setattr(claims, "process_name", lambda: "00000000-77")
+        there.setattr(type(line.registry._blobs), "delete", lost)
+        with pytest.raises(StorageError, match="the machine is gone"):
+            line.registry.gc(delete=True, actor="ann")
+
+
+def test_what_a_machine_that_is_gone_was_removing_is_taken_over_after_half_an_hour(anywhere: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = anywhere
+    line.registry.tag(line.ids[1], "v1", "", "ann")
+    line.clock.forward(31)
+    lose_a_machine(line, monkeypatch)
+    going = condemned(line.registry._log.read())
+    line.clock.now += timedelta(minutes=29)
+    assert line.registry.gc(delete=True, actor="bob").busy == len(going)
+    assert going.keys() <= line.files()
+    with monkeypatch.context() as patch:
+        patch.setattr("selectune.registry.store.time.sleep", lambda _: None)
+        with pytest.raises(Overtaken, match=r"a gc by ann is removing an object of this since 2026-12-25T12:00:00Z.*30 minutes later"):
+            line.add(2, "beside", line.ids[1])
+    line.clock.now += timedelta(minutes=2)
+    assert line.add(2, "beside", line.ids[1]) == line.beside, "nobody is at it any more"
+    line.registry.gc(delete=True, actor="bob")
+    kept = line.registry.show(line.beside)
+    assert going.keys() & line.files() == {kept.delta, *kept.attachments.values()}
+    events = line.registry._log.read()
+    assert [(event.actor, *(event.body.keys() & {"objects", "taken", "finished"})) for event in events if event.kind == "gc"] == [
+        ("ann", "objects"),
+        ("bob", "taken"),
+        ("bob", "finished"),
+    ]
+    assert line.registry.verify().ok
+    for event in events:
+        check_event(event, "log")
+
+
+def test_a_gc_that_was_believed_gone_removes_nothing_more(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.registry.tag(line.ids[1], "v1", "", "ann")
+    line.clock.forward(31)
+    delta, delete = line.registry.show(line.ids[2]).delta, FolderBlobs.delete
+    names, asleep = list[str](), threading.Event()
+    name_of = claims.process_name
+
+    def slept(self: Any, name: str) -> None:
+        names.append(name)
+        delete(self, name)
+        if not asleep.is_set():
+            # The machine sleeps for an hour after it removed the first object; meanwhile another one takes over, and an update comes again.
+            asleep.set()
+            monkeypatch.setattr(claims, "process_name", lambda: "00000000-77")
+            line.clock.now += timedelta(hours=1)
+            other = Registry.open(line.place, clock=line.clock)
+            other.gc(delete=True, actor="bob")
+            line.add(2, "beside", line.ids[1])
+            monkeypatch.setattr(claims, "process_name", name_of)
+            names.clear()
+
+    monkeypatch.setattr(FolderBlobs, "delete", slept)
+    line.registry.gc(delete=True, actor="ann")
+    assert names == []
+    assert delta in line.files()
+    assert condemned(line.registry._log.read()) == {}
+    assert line.registry.verify().ok
+
+
+def test_a_gc_that_takes_long_says_again_that_it_is_at_work(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.registry.tag(line.ids[1], "v1", "", "ann")
+    line.clock.forward(31)
+    delete, names = FolderBlobs.delete, list[str]()
+
+    def slow(self: Any, name: str) -> None:
+        names.append(name)
+        delete(self, name)
+        line.clock.now += timedelta(minutes=6)
+
+    monkeypatch.setattr(FolderBlobs, "delete", slow)
+    done = line.registry.gc(delete=True, actor="ann")
+    events = [event for event in line.registry._log.read() if event.kind == "gc"]
+    assert sorted(names) == sorted(item.name for item in done.objects), "each was removed once"
+    assert [next(iter(event.body.keys() & {"objects", "taken", "finished"})) for event in events] == ["objects", "taken", "finished"]
     assert line.registry.verify().ok
 
 
@@ -257,13 +415,14 @@ def test_nothing_is_collected_from_a_log_that_was_edited(line: Line) -> None:
         line.registry.gc(keep=NOW)
 
 
-def test_fsck_mends_from_another_registry_and_says_what_it_cannot(line: Line, tmp_path: Path, deltas: list[Path]) -> None:
-    other, broken = Line(tmp_path / "other", deltas), line.registry.show(line.ids[0])
-    line.registry.blob(broken.delta).write_bytes(b"damaged")
-    line.registry.blob(broken.attachments["result.json"]).unlink()
+def test_fsck_mends_from_another_registry_and_says_what_it_cannot(anywhere: Line, another: str, deltas: list[Path]) -> None:
+    line, other = anywhere, Line(another, deltas)
+    broken = line.registry.show(line.ids[0])
+    line.damage(broken.delta)
+    line.registry._blobs.delete(broken.attachments["result.json"])
     alone = line.registry.fsck()
     assert (alone.ok, [one.fault for one in alone.repairs if one.of.startswith("the delta")]) == (False, ["damaged"])
-    other.registry.blob(broken.attachments["result.json"]).write_bytes(b"other bytes")
+    other.damage(broken.attachments["result.json"])
     found = line.registry.fsck(other.registry)
     assert {one.of.split(" of ")[0]: one.mended for one in found.repairs} == {"the delta": True, "result.json": False}
     assert "damaged" in next(one.why for one in found.repairs if not one.mended)

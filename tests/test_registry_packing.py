@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from delta_fixtures import quick_disk
-from governance_fixtures import Governed, governed, make_deltas, make_keys
+from governance_fixtures import Governed, governed
 from selectune.cli import app
 from selectune.errors import Collected, EventEdited, EventMalformed, ObjectDamaged, Oversize, RevokedVersion, SelectuneError, StorageError
-from selectune.governance import seal
+from selectune.governance import PrivateKey, seal
 from selectune.hashing import canonical
 from selectune.registry import Registry
 from selectune.registry.collecting import Keep
@@ -28,14 +28,25 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(name="ours")
-def _ours(tmp_path: Path) -> Governed:
-    return governed(tmp_path / "registry", make_keys(tmp_path / "keys"), make_deltas(tmp_path))
+def _ours(tmp_path: Path, keys: dict[str, PrivateKey], deltas: list[Path]) -> Governed:
+    return governed(tmp_path / "registry", keys, deltas)
+
+
+@pytest.fixture(name="anywhere")
+def _anywhere(place: str, keys: dict[str, PrivateKey], deltas: list[Path]) -> Governed:
+    """The same in a place of each kind."""
+    return governed(place, keys, deltas)
 
 
 @pytest.fixture(name="file")
 def _file(ours: Governed, tmp_path: Path) -> Path:
-    ours.release(1)
-    ours.registry.export("production", tmp_path / "v2.selectune", "ann")
+    return packed(ours, tmp_path)
+
+
+def packed(there: Governed, tmp_path: Path) -> Path:
+    """The second update, released and in a file."""
+    there.release(1)
+    there.registry.export("production", tmp_path / "v2.selectune", "ann")
     return tmp_path / "v2.selectune"
 
 
@@ -54,8 +65,9 @@ def empty(tmp_path: Path) -> Registry:
     return Registry.open(tmp_path / "theirs", create=True)
 
 
-def test_a_version_goes_from_one_registry_to_another_in_a_file(ours: Governed, file: Path, tmp_path: Path) -> None:
-    theirs = empty(tmp_path)
+def test_a_version_goes_from_one_registry_to_another_in_a_file(anywhere: Governed, another: str, tmp_path: Path) -> None:
+    ours, theirs = anywhere, Registry.open(another, create=True)
+    file = packed(ours, tmp_path)
     found = theirs.import_pack(file, "zoe")
     assert (found.update, found.added) == (ours.ids[1], tuple(ours.ids[:2]))
     assert theirs.chain(ours.ids[1]) == ours.registry.chain(ours.ids[1])
@@ -67,8 +79,9 @@ def test_a_version_goes_from_one_registry_to_another_in_a_file(ours: Governed, f
     assert theirs.head() == head
 
 
-def test_the_log_says_what_went_out_and_what_came_in(ours: Governed, file: Path, tmp_path: Path) -> None:
-    theirs = empty(tmp_path)
+def test_the_log_says_what_went_out_and_what_came_in(anywhere: Governed, another: str, tmp_path: Path) -> None:
+    ours, theirs = anywhere, Registry.open(another, create=True)
+    file = packed(ours, tmp_path)
     theirs.import_pack(file, "zoe")
     out, into = ours.registry._log.read()[-1], theirs._log.read()[-1]
     assert (out.kind, out.actor, out.subject, into.kind, into.actor, into.subject) == (
@@ -78,13 +91,15 @@ def test_the_log_says_what_went_out_and_what_came_in(ours: Governed, file: Path,
     assert out.body["sha256"] == into.body["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_a_version_is_written_the_same_each_time(ours: Governed, file: Path, tmp_path: Path) -> None:
-    ours.registry.export(ours.ids[1], tmp_path / "again.selectune", "bob")
+def test_a_version_is_written_the_same_each_time(anywhere: Governed, tmp_path: Path) -> None:
+    file = packed(anywhere, tmp_path)
+    anywhere.registry.export(anywhere.ids[1], tmp_path / "again.selectune", "bob")
     assert (tmp_path / "again.selectune").read_bytes() == file.read_bytes()
 
 
-def test_approvals_count_where_the_policy_knows_their_signers(ours: Governed, file: Path, tmp_path: Path) -> None:
-    theirs = Registry.open(tmp_path / "theirs", create=True, clock=ours.clock)
+def test_approvals_count_where_the_policy_knows_their_signers(anywhere: Governed, another: str, tmp_path: Path) -> None:
+    ours, theirs = anywhere, Registry.open(another, create=True, clock=anywhere.clock)
+    file = packed(ours, tmp_path)
     theirs.set_policy(seal(ours.policy, ours.keys["ada"]))
     found = theirs.import_pack(file, "zoe")
     assert (found.approvals, found.refused) == (2, ())
@@ -99,7 +114,8 @@ def test_a_revoked_version_does_not_come_in(ours: Governed, file: Path, tmp_path
         empty(tmp_path).import_pack(file, "zoe")
 
 
-def test_a_collected_version_is_not_exported(ours: Governed, tmp_path: Path) -> None:
+def test_a_collected_version_is_not_exported(anywhere: Governed, tmp_path: Path) -> None:
+    ours = anywhere
     ours.clock.now = ours.clock.now.replace(year=2030)
     ours.registry.gc(keep=Keep(days=0, candidate_days=0), delete=True)
     with pytest.raises(Collected):
@@ -152,8 +168,8 @@ def test_a_header_that_is_no_canonical_json_is_refused(file: Path, tmp_path: Pat
         empty(tmp_path).import_pack(file, "zoe")
 
 
-def test_bytes_that_are_not_what_they_were_are_refused(file: Path, tmp_path: Path) -> None:
-    theirs, whole = empty(tmp_path), file.read_bytes()
+def test_bytes_that_are_not_what_they_were_are_refused(file: Path, place: str, tmp_path: Path) -> None:
+    theirs, whole = Registry.open(place, create=True), file.read_bytes()
     for data, kind in (
         (whole[:-1] + bytes([whole[-1] ^ 1]), ObjectDamaged),
         (whole[:-1], Oversize),
@@ -166,6 +182,7 @@ def test_bytes_that_are_not_what_they_were_are_refused(file: Path, tmp_path: Pat
         with pytest.raises(kind):
             theirs.import_pack(file, "zoe")
     assert theirs.log() == []
+    assert theirs.verify().demand().leftovers == ()
     with pytest.raises(StorageError, match="there is no such file"):
         theirs.import_pack(tmp_path / "none", "zoe")
 

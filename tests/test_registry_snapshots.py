@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from delta_fixtures import model_of, quick_disk, step_of, tied
-from selectune.delta import apply
+from selectune.delta import Delta, Part, Touched, apply
 from selectune.delta.composing import compose
+from selectune.delta.encoding import PLANES
 from selectune.errors import DeltaError, RegistryError, WrongParent
 from selectune.hashing import manifest
 from selectune.network import state
@@ -96,6 +97,13 @@ def test_adding_again_makes_no_second_snapshot(registry: Registry, tmp_path: Pat
     head = registry.head()
     assert _line(registry, tmp_path) == ids
     assert registry.head() == head
+
+
+def test_a_tensor_that_a_header_makes_larger_than_memory_is_refused_before_room_is_made() -> None:
+    touched = Touched(dtype="F32", shape=(1 << 44,), old="0" * 64, new="1" * 64)
+    part = Part(parameter="w", slice=None, shape=touched.shape, sha256="0" * 64, encoding=PLANES, data=memoryview(b""))
+    with pytest.raises(DeltaError, match="more than this machine's memory"):
+        compose([Delta(parent="a", child="b", patterns=(), tensors={"w": touched}, parts=(part,))])
 
 
 def test_deltas_that_do_not_follow_are_not_composed() -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +23,7 @@ from delta_fixtures import quick_disk
 from hub_stub import Hub, reached
 from remotes_fixtures import deltas_in, filled, move_at_once, poison
 from selectune.cli import app
+from selectune.delta.files import process_name
 from selectune.errors import (
     EventEdited,
     EventMalformed,
@@ -29,6 +38,8 @@ from selectune.errors import (
 )
 from selectune.registry import Registry, Update, remote
 from selectune.registry import hub as hub_module
+from selectune.registry.lineage import condemned
+from selectune.registry.partials import resuming
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 URL = "hf://ann/cats"
@@ -130,6 +141,102 @@ def test_listings_of_several_pages_are_followed_and_large_files_come_in_parts(
     assert asked(hub, "paths-info") == 0, "one listing tells every size"
 
 
+@pytest.fixture(name="big")
+def _big(hub: Hub, ours: Registry, deltas: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, bytes]:
+    """An object of ten pieces that lies on the hub: its name, and its bytes."""
+    data = Random(0).randbytes(10_000)
+    ours.add(Update(skill="big", actor="ann"), deltas[0], {"big.bin": data})
+    ours.push(Registry.at(URL))
+    monkeypatch.setattr(remote, "_CHUNK", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def test_a_download_whose_connection_breaks_goes_on_with_what_had_arrived(
+    hub: Hub, big: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, data = big
+    blobs = Registry.open(URL)._blobs
+    hub.cut = 4500
+    with pytest.raises(StorageError, match="the hub cannot be used"):
+        blobs.read(name)
+    (left,) = tmp_path.glob("selectune-partial-*/*.left")
+    assert left.read_bytes() == data[:4000], "whole pieces"
+    assert stat.S_IMODE(left.parent.stat().st_mode) == 0o700
+    hub.cut, hub.sent = None, 0
+    # Another process has a folder of its own for what it has fetched, and finds what the first one left.
+    monkeypatch.setattr(remote, "_cache", remote._Cache())
+    assert Registry.open(URL)._blobs.read(name) == data
+    assert hub.sent == 6000 + sum(len(one) for path, one in hub.repos["ann/cats"].commits[-1][1].items() if path.startswith("events/"))
+    assert not list(tmp_path.glob("selectune-partial-*/*"))
+
+
+def test_a_partial_file_whose_bytes_are_wrong_is_thrown_away(hub: Hub, big: tuple[str, bytes], tmp_path: Path) -> None:
+    name, data = big
+    blobs = Registry.open(URL)._blobs
+    hub.cut = 4500
+    with pytest.raises(StorageError):
+        blobs.read(name)
+    (left,) = tmp_path.glob("selectune-partial-*/*.left")
+    for wrong in (b"x" * 4000, b"x" * 20_000, data[:3999] + b"x"):
+        left.write_bytes(wrong)
+        remote._cache.path(f"{URL}/blobs/sha256", name).unlink(missing_ok=True)
+        hub.cut = None
+        assert blobs.read(name) == data
+        assert not left.exists()
+
+
+def test_what_another_one_is_writing_is_left_to_it_and_what_a_killed_one_wrote_is_not(
+    hub: Hub, big: tuple[str, bytes], tmp_path: Path
+) -> None:
+    name, data = big
+    key = remote._cache.path(f"{URL}/blobs/sha256", name).name
+    with resuming(key) as mine:
+        mine.write_bytes(data[:3000])
+        blobs, hub.sent = Registry.open(URL)._blobs, 0
+        assert blobs.read(name) == data
+        assert hub.sent >= len(data)
+        assert mine.read_bytes() == data[:3000]
+    dead = tmp_path.joinpath(f"selectune-partial-{os.getuid()}", f"{key}.{process_name().partition('-')[0]}-{_gone()}-0123456789abcdef")
+    dead.write_bytes(data[:3000])
+    old = dead.with_name("old.left")
+    old.touch()
+    os.utime(old, (0, 0))
+    remote._cache.path(f"{URL}/blobs/sha256", name).unlink()
+    hub.sent = 0
+    assert blobs.read(name) == data
+    assert hub.sent == 7000
+    assert not list(dead.parent.iterdir()), "and what is a week old goes"
+
+
+def _gone() -> int:
+    """The number of a process that is no more."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_bytes_that_are_not_the_object_s_are_not_kept_for_the_next_time(hub: Hub, big: tuple[str, bytes], tmp_path: Path) -> None:
+    name, data = big
+    blobs = Registry.open(URL)._blobs
+    hub.commit(hub.repos["ann/cats"], {f"blobs/sha256/{name}": data[::-1]})
+    with pytest.raises(ObjectDamaged):
+        Registry.open(URL)._blobs.read(name)
+    assert not list(tmp_path.glob("selectune-partial-*/*"))
+    hub.commit(hub.repos["ann/cats"], {f"blobs/sha256/{name}": data})
+    assert blobs.read(name) == data
+
+
+def test_a_folder_for_partial_files_that_others_may_write_is_refused(hub: Hub, big: tuple[str, bytes], tmp_path: Path) -> None:
+    blobs = Registry.open(URL)._blobs
+    folder = tmp_path / f"selectune-partial-{os.getuid()}"
+    for make in (lambda: folder.mkdir(mode=0o755), lambda: folder.symlink_to(tmp_path), folder.touch):
+        make()
+        with pytest.raises(StorageError, match=r"[sS]et TMPDIR to a folder of yours"):
+            blobs.read(big[0])
+        folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+
+
 def test_large_objects_are_uploaded_before_the_commit_and_small_ones_do_not_fill_the_memory(
     hub: Hub, ours: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +323,18 @@ def test_a_repository_is_a_registry_of_its_own(hub: Hub, deltas: list[Path]) -> 
     registry._blobs.delete(name)
     assert not registry._blobs.has(name)
     assert registry._blobs.modified(registry.show(ids[0]).delta) == 1767323045.0
+
+
+def test_a_gc_removes_what_is_due_from_the_newest_commit(hub: Hub, deltas: list[Path]) -> None:
+    early = Registry.open(URL, create=True, clock=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    filled(early, deltas)
+    due = early.add(Update(skill="due", actor="ann"), deltas[0], {"note.txt": b"due"})
+    late = Registry.open(URL, clock=lambda: datetime(2026, 3, 1, tzinfo=UTC))
+    assert [update.id for update in late.gc(delete=True, actor="ben").updates] == [due]
+    files = hub.repos["ann/cats"].commits[-1][1]
+    assert f"blobs/sha256/{hashlib.sha256(b'due').hexdigest()}" not in files
+    assert condemned(late._log.read()) == {}
+    assert Registry.open(URL).verify().demand().objects == 6
 
 
 def swapped(files: Files) -> None:

@@ -6,18 +6,19 @@ import hashlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from moto.s3.responses import S3Response
 
 from database_fixtures import Server
 from delta_fixtures import quick_disk
-from remotes_fixtures import BUCKET, deltas_in, filled, move_at_once, s3_server
+from remotes_fixtures import BUCKET, deltas_in, filled, move_at_once
 from selectune.errors import ObjectDamaged, RegistryError, StorageError
-from selectune.registry import Registry, multipart
+from selectune.registry import Registry, multipart, remote
 from selectune.registry.remote import RemoteBlobs
 from selectune.registry.shelves import RemoteShelf
 
@@ -29,15 +30,9 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
 
 
-@pytest.fixture(name="server", scope="module")
-def _server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
 @pytest.fixture(name="url")
-def _url(server: str) -> str:
-    return f"{server}/{uuid4().hex}"
+def _url(bucket: str) -> str:
+    return f"{bucket}/{uuid4().hex}"
 
 
 @pytest.fixture(name="ours", scope="module")
@@ -148,6 +143,33 @@ def test_an_upload_goes_on_where_it_was_interrupted(url: str, big: Path, sent: l
     assert sent == [1, 2, 3, 4]
 
 
+def test_a_download_whose_connection_breaks_goes_on_with_what_had_arrived(
+    url: str, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, asked, answer = RemoteBlobs(url), list[str](), S3Response.get_object
+
+    def breaking(self: Any) -> Any:
+        place = self.headers.get("Range", "")
+        asked.append(place)
+        status, headers, data = answer(self)
+        return (status, headers, data[: MIB // 2]) if place.startswith("bytes=10485760-") and broken else (status, headers, data)
+
+    monkeypatch.setattr(S3Response, "get_object", breaking)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote, "_cache", remote._Cache())
+    monkeypatch.setattr(remote, "_CHUNK", 5 * MIB)
+    monkeypatch.setattr(blobs._store.fs, "retries", 1)
+    name, broken = blobs.put(big), True
+    with pytest.raises(StorageError, match="cannot be read"):
+        blobs.read(name)
+    (left,) = tmp_path.glob("selectune-partial-*/*.left")
+    assert left.read_bytes() == big.read_bytes()[: 10 * MIB]
+    asked.clear()
+    broken = False
+    assert RemoteBlobs(url).read(name) == big.read_bytes()
+    assert sorted(asked) == ["bytes=10485760-15728639", "bytes=15728640-18874367"]
+
+
 def test_a_part_of_other_bytes_is_not_taken_over(url: str, big: Path, sent: list[int]) -> None:
     blobs = RemoteBlobs(url)
     name = hashlib.sha256(big.read_bytes()).hexdigest()
@@ -210,12 +232,12 @@ def test_a_swapped_object_in_a_bucket_is_refused(url: str, ours: Registry, tmp_p
     assert there.fsck(ours).ok
 
 
-def test_what_cannot_be_reached_or_is_not_there_is_told(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_reached_or_is_not_there_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="there is no such bucket"):
         Registry.open("s3://nobody-has-this/x", create=True)
     with pytest.raises(RegistryError, match="this is no registry"):
-        Registry.open(f"{server}/nothing")
-    shelf = RemoteShelf(f"{server}/x")
+        Registry.open(f"{bucket}/nothing")
+    shelf = RemoteShelf(f"{bucket}/x")
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("Access Denied")

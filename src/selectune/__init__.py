@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wrapt import register_post_import_hook
+from selectune.arrivals import when_imported
 
 if TYPE_CHECKING:
     from selectune.components import Selection
@@ -83,19 +83,19 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-def _register_configuration(_: Any) -> None:
+def _register_configuration() -> None:
     """Makes transformers' `AutoConfig` know the embedded model's vision tower, as soon as it is there."""
     from selectune.embedded.configuration import register
 
     register()
 
 
-def _register_tower(_: Any) -> None:
+def _register_tower() -> None:
     """The same for `AutoModel`."""
     from selectune.embedded.tower import register
 
     register()
 
 
-register_post_import_hook(_register_configuration, "transformers.models.auto.configuration_auto")
-register_post_import_hook(_register_tower, "transformers.models.auto.modeling_auto")
+when_imported("transformers.models.auto.configuration_auto", _register_configuration)
+when_imported("transformers.models.auto.modeling_auto", _register_tower)

@@ -47,6 +47,7 @@
     │       ├── StaleApproval           the record is not what it was when it was approved
     │       ├── OwnApproval             an author approves an update of theirs
     │       ├── NotApproved             approvals are missing
+    │       ├── NotSigned               a move without a signature, where the policy wants one
     │       ├── VerdictRefused          the gate's word is none that the policy lets this name have
     │       ├── RevokedVersion          an update that was revoked
     │       ├── PolicyRefused           a policy that no administrator of the one before it has signed
@@ -271,6 +272,10 @@ class OwnApproval(Untrusted):
 
 class NotApproved(Untrusted):
     """Approvals are missing that the policy asks for."""
+
+
+class NotSigned(Untrusted):
+    """A move without a signature, and the policy wants moves signed."""
 
 
 class VerdictRefused(Untrusted):

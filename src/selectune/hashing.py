@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "SHARED",
     "Entry",
     "Manifest",
     "canonical",
@@ -40,6 +41,7 @@ __all__ = [
     "tensor_bytes",
     "tensor_digest",
     "tensor_entry",
+    "text_digest",
     "threads_for",
 ]
 
@@ -65,6 +67,9 @@ DTYPES: Mapping[str, tuple[str, int]] = {
     "C64": ("complex64", 8),
 }
 """safetensors' dtype names: torch's name for each, and the bytes of one element."""
+
+SHARED = ("F4", "F6_E2M3", "F6_E3M2")
+"""safetensors' dtypes of which several numbers share a byte; no element of such a tensor can be told from the next by its bytes."""
 
 _NAMES = {f"torch.{name}": key for key, (name, _) in DTYPES.items()}
 _CHUNK = 1 << 20
@@ -98,7 +103,12 @@ def digest(kind: str, value: object) -> str:
     >>> digest("recipe", {"seed": 0})[:16]
     '5b4d8d192a54c76b'
     """
-    return hashlib.sha256(b"selectune/" + kind.encode() + b"\0" + canonical(value)).hexdigest()
+    return text_digest(kind, canonical(value))
+
+
+def text_digest(kind: str, text: bytes) -> str:
+    """`digest` of the value whose canonical JSON this text is; whether it is that, is for the caller to know."""
+    return hashlib.sha256(b"selectune/" + kind.encode() + b"\0" + text).hexdigest()
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -130,7 +140,8 @@ def parse_json(data: bytes, *, limit: int = 16 << 20, halves: bool = False) -> A
         raise InputError("not strict JSON: the text is no Unicode (half of a surrogate pair)") from error
     except ValueError as error:
         raise InputError(f"not strict JSON ({str(error)[:120]})") from error
-    if _depth(value) > _MAX_DEPTH:
+    # What opens less often than that cannot be nested deeper, and most texts need not be walked through.
+    if data.count(b"{") + data.count(b"[") >= _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
         raise InputError(f"JSON is nested deeper than {_MAX_DEPTH}")
     return value
 
@@ -176,7 +187,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     name = _NAMES.get(str(dtype))
     if name is None:
         raise ModelError(
-            f"dtype {dtype} has no name in safetensors", then="Load the model in one of its own dtypes: " + ", ".join(DTYPES) + "."
+            f"dtype {dtype} has no name in safetensors, or several of its numbers share a byte",
+            then="Load the model in one of its own dtypes: " + ", ".join(DTYPES) + ".",
         )
     return name
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selectune.errors import InputError, ModelError
-from selectune.hashing import DTYPES, parse_json
+from selectune.hashing import DTYPES, SHARED, parse_json
 
 __all__ = ["LARGEST_CONFIG", "check_adapter", "check_folder", "read_header"]
 
@@ -231,6 +231,8 @@ def read_header(path: Path) -> tuple[int, dict[str, Mapping[str, Any]]]:
         if not _NAME.match(name):
             raise InputError(f"{name[:80]!r} is no name of a tensor")
         match row:
+            case {"dtype": str(dtype)} if dtype in SHARED:
+                raise InputError(f"{name[:80]} is of dtype {dtype}, of which several numbers share a byte: that cannot be read")
             case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(), int()], **rest} if not rest and dtype in DTYPES:
                 if not all(type(one) is int for one in shape):
                     raise InputError(f"{name} has the shape {str(shape)[:80]}")

@@ -13,6 +13,7 @@ from typing import Any
 from cases import Case, Room
 
 from governance_fixtures import Governed, policy_of
+from moves_fixtures import FORGED
 from selectune.errors import (
     BadSignature,
     ClockApart,
@@ -35,7 +36,7 @@ from selectune.errors import (
 from selectune.governance import Approval, Envelope, Policy, approve, new_key, seal, sign_folder, verify_folder
 from selectune.governance.heads import SignedHead, verify_head
 from selectune.hashing import canonical
-from selectune.registry.standing import target_of
+from selectune.registry.signatures import target_of
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
 """Of Ed25519's group."""
@@ -122,6 +123,21 @@ def _approvals() -> Iterator[Case]:
     yield case("of an unknown update", RegistryError, "is not in this registry", _elsewhere)
     yield case("of an old record", StaleApproval, "the record was", _stale, "T13")
     yield case("of a revoked version", RevokedVersion, "was revoked", _ended, "T17")
+
+
+def _moves() -> Iterator[Case]:
+    for name, (forge, error, words) in FORGED.items():
+
+        def make(room: Room, forge: Callable[[Governed], dict[str, Any]] = forge) -> tuple[Governed, str]:
+            ours = _ours(room)
+            ours.change(signed_moves=True)
+            event = forge(ours)
+            ours.registry._log.append(event)
+            return ours, event["name"]
+
+        yield Case(
+            threat="T11", name=f"move {name}", error=error, words=words, make=make, act=lambda given: given[0].registry.admit(given[1])
+        )
 
 
 def _read(ours: Governed) -> Approval:
@@ -389,4 +405,4 @@ def _bundles() -> Iterator[Case]:
 
 def cases() -> list[Case]:
     """All of them."""
-    return [*_approvals(), *_envelopes(), *_policies(), *_loads(), *_heads(), *_bundles()]
+    return [*_approvals(), *_moves(), *_envelopes(), *_policies(), *_loads(), *_heads(), *_bundles()]

@@ -30,7 +30,7 @@ import texts as of_texts
 from cases import Case, Room
 
 from delta_fixtures import model_of, quick_disk, tied
-from governance_fixtures import Governed, governed, make_deltas, make_keys
+from governance_fixtures import Governed, governed
 from selectune.delta import apply
 from selectune.errors import ObjectDamaged, SelectuneError
 from selectune.governance import PrivateKey
@@ -43,16 +43,6 @@ SECONDS = 2.0
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="keys", scope="module")
-def _keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PrivateKey]:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 @pytest.fixture(name="room")

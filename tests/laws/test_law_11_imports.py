@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "selectune"
 
 # design.md, section 2; each line may import from its own and from those above it.
 LEVELS = (
-    ("errors", "faults", "threads", "network", "hashing"),
+    ("errors", "faults", "threads", "network", "hashing", "arrivals", "offers"),
     ("recipe", "components", "statistics"),
     ("untrusted",),
     ("models", "records", "delta"),
@@ -36,6 +36,8 @@ WITHOUT_TORCH = (
     "threads",
     "network",
     "hashing",
+    "arrivals",
+    "offers",
     "recipe",
     "components",
     "statistics",

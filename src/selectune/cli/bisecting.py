@@ -43,8 +43,8 @@ def bisect(
 
         opened = open_registry(registry)
         read = _recipe(opened, bad, recipe, sets or [])
-        question = Question.of(recipe_suite(read), task, sample)
-        found = search(opened, (good, bad), question, load, screen, batch=read.eval_batch, kept=kept_tasks(screen))
+        question = Question.of(recipe_suite(read), task, sample, batch=read.eval_batch)
+        found = search(opened, (good, bad), question, load, screen, kept=kept_tasks(screen))
         screen.show(found.to_json(), lambda console: _print(console, found))
 
 

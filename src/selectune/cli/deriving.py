@@ -31,6 +31,7 @@ def diff(
     *,
     spectra: Annotated[int, typer.Option("--spectra", metavar="N", min=0, help="Of how many components, the farthest first.")] = 8,
     top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="Singular values whose share of the squared norm is shown.")] = 8,
+    everything: Annotated[bool, typer.Option("--all", help="Show every component, not those alone that moved farthest.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Draw a page there, with a picture of the spectra.")] = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
@@ -58,7 +59,7 @@ def diff(
             "notes": list(found.notes),
             "html": str(html) if html else None,
         }
-        screen.show(document, lambda console: _print_diff(console, page, html))
+        screen.show(document, lambda console: _print_diff(console, page, html, everything=everything))
 
 
 def merge(
@@ -198,13 +199,15 @@ def _import_pack(screen: Screen, file: Path, registry: str, base: str | None, ac
     screen.show(asdict(found), lambda console: console.print(text))
 
 
-def _print_diff(console: Console, page: DiffPage, html: Path | None) -> None:
-    from selectune.reporting.difference import SHOWN, behaviour_table, tensor_table
+def _print_diff(console: Console, page: DiffPage, html: Path | None, *, everything: bool) -> None:
+    from selectune.reporting.difference import behaviour_table, component_table, role_table
 
-    console.print(tensor_table(page))
-    if len(page.difference.rows) > SHOWN:
-        console.print(f"the {SHOWN} farthest of {len(page.difference.rows):,} components; --json has them all")
+    console.print(role_table(page))
     console.print(page.tensors, markup=False)
+    table = component_table(page, everything=everything)
+    console.print(table)
+    if (rest := len(page.difference.rows) - table.row_count) > 0:
+        console.print(f"{rest:,} more components: --all")
     if page.behaviour:
         console.print(behaviour_table(page))
     if html is not None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Reason, RegistryUrl
+from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Reason, RegistryUrl, SigningKey
 from selectune.cli.screen import Screen
 from selectune.cli.versions import Actor, Name, Update
 from selectune.errors import InputError
@@ -24,6 +24,7 @@ def tag(
     *,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with the tag.")] = "",
     actor: Actor = None,
+    key: SigningKey = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
@@ -31,18 +32,24 @@ def tag(
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_registry
 
-        found = open_registry(registry, signing=True).tag(update, name, reason, actor or getpass.getuser())
+        found = open_registry(registry, signing=True, key=key).tag(update, name, reason, actor or getpass.getuser())
         screen.show({"update": found.id, "tag": name}, lambda console: console.print(f"{name} is {found.id[:12]}"))
 
 
 def retire(
-    update: Update, *, reason: Reason, actor: Actor = None, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False
+    update: Update,
+    *,
+    reason: Reason,
+    actor: Actor = None,
+    key: SigningKey = None,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
 ) -> None:
     """Say that an update is not to be promoted any more. It can still be loaded, and that it is retired is said wherever it appears."""
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_registry
 
-        found = open_registry(registry, signing=True).retire(update, reason, actor or getpass.getuser())
+        found = open_registry(registry, signing=True, key=key).retire(update, reason, actor or getpass.getuser())
         screen.show({"update": found.id, "retired": reason}, lambda console: console.print(f"{found.id[:12]} is retired"))
 
 
@@ -53,6 +60,7 @@ def hold(
     until: Annotated[str | None, typer.Option("--until", metavar="YYYY-MM-DD", help="The last day of the hold, in UTC.")] = None,
     release: Annotated[bool, typer.Option("--release", help="End every hold on the update.")] = False,
     actor: Actor = None,
+    key: SigningKey = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +71,7 @@ def hold(
         day = _day(until) if until else None
         from selectune.pipeline.witnessing import open_registry
 
-        opened, who = open_registry(registry, signing=True), actor or getpass.getuser()
+        opened, who = open_registry(registry, signing=True, key=key), actor or getpass.getuser()
         found = opened.release(update, reason, who) if day is None else opened.hold(update, day, reason, who)
         text = f"{found.id[:12]} is held no more" if day is None else f"{found.id[:12]} is held until {day}"
         screen.show({"update": found.id, "until": day.isoformat() if day else None}, lambda console: console.print(text))
@@ -119,6 +127,7 @@ def gc(
         int, typer.Option("--candidate-days", metavar="N", min=0, help="How long one stays that never had a name.")
     ] = 30,
     actor: Actor = None,
+    key: SigningKey = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
@@ -128,7 +137,7 @@ def gc(
         from selectune.registry.collecting import Keep
 
         keep = Keep(days=keep_days, candidate_days=candidate_days)
-        found = open_registry(registry, signing=delete).gc(keep=keep, delete=delete, actor=actor or getpass.getuser())
+        found = open_registry(registry, signing=delete, key=key).gc(keep=keep, delete=delete, actor=actor or getpass.getuser())
 
         def human(console: Console) -> None:
             for update in found.updates:
@@ -138,6 +147,8 @@ def gc(
             files = len(found.objects) + len(found.leftovers)
             what = f"{len(found.updates)} updates, {files} files, {found.bytes:,} bytes"
             console.print(f"{what}: {'gone' if delete else 'would go; --delete removes them'}. {len(found.kept)} updates stay.")
+            if found.busy:
+                console.print(f"{found.busy} files are being removed by another gc.")
 
         screen.show(found.to_json(), human)
 

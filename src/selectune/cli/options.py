@@ -15,6 +15,9 @@ FamilyFiles = Annotated[
         "--families", metavar="FILE", help="Spellings of a model family, to be gone by before selectune's own; give several in order."
     ),
 ]
+SigningKey = Annotated[
+    str | None, typer.Option("--key", metavar="KEY", help="Sign it with this private key, by its name or file; a policy may want that.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 RegistryUrl = Annotated[
     str, typer.Option("--registry", envvar="SELECTUNE_REGISTRY", metavar="DIR-or-URL", help="Where updates are kept.", show_default=True)

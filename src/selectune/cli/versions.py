@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Reason, RegistryUrl
+from selectune.cli.options import DEFAULT_REGISTRY, AsJson, Reason, RegistryUrl, SigningKey
 from selectune.cli.screen import Screen
+from selectune.errors import InputError
 
 if TYPE_CHECKING:
     from selectune.registry import Move, Registry, Standing
@@ -30,7 +31,8 @@ def log(
     everything: Annotated[bool, typer.Option("--all", help="Show every update.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The updates, newest first; of a name that moves also every update that ever served under it, who moved it, when and why."""
+    """The updates, newest first, and the last recorded verify; of a name that moves, every update that served under it, who moved it, when
+    and why."""
     with Screen(as_json=as_json) as screen:
         from selectune.registry import Registry
 
@@ -41,6 +43,7 @@ def log(
         else:
             found, signed, count = opened.recent(limit)
         history = opened.history(name)[::-1] if name else []
+        looked = [] if name else opened.verifications()
         shown = found if everything else found[:limit]
 
         def human(console: Console) -> None:
@@ -52,9 +55,16 @@ def log(
             for one in shown:
                 for note in signed.notes(one.id):
                     console.print(f"{one.id[:12]}: {note}", markup=False)
+            if looked:
+                console.print(str(looked[-1]), markup=False)
 
         described = [_described(update, signed) for update in found] if as_json else []
-        screen.show({"updates": described, "history": [move.to_json() for move in history]}, human)
+        document = {
+            "updates": described,
+            "history": [move.to_json() for move in history],
+            "verified": [one.to_json() for one in looked],
+        }
+        screen.show(document, human)
 
 
 def _print_updates(console: Console, opened: Registry, shown: Sequence[Recorded], signed: Standing) -> None:
@@ -127,19 +137,26 @@ def apply(
         found = opened.show(update)
         from selectune.pipeline import save_full
 
-        path = save_full(opened, update, out, sign=key)
+        path = save_full(opened, update, out, sign=key, progress=screen)
         document = {"update": found.id, "model_id": found.child, "folder": str(path)}
         screen.show(document, lambda console: console.print(f"{path}: update {found.id[:12]}, model {found.child[:12]}"))
 
 
 def promote(
-    update: Update, name: Name, *, reason: Reason, actor: Actor = None, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False
+    update: Update,
+    name: Name,
+    *,
+    reason: Reason,
+    actor: Actor = None,
+    key: SigningKey = None,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
 ) -> None:
     """Point a name to an update. The reason is kept; so is where the name pointed before."""
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_registry
 
-        move = open_registry(registry, signing=True).promote(update, name, reason, actor or getpass.getuser())
+        move = open_registry(registry, signing=True, key=key).promote(update, name, reason, actor or getpass.getuser())
         if move.verdict != "passed":
             word = move.verdict or "none, it was not judged"
             screen.say(f"note: the gate's word on {move.update[:12]} was: {word}; the log keeps that beside your reason")
@@ -148,12 +165,20 @@ def promote(
         )
 
 
-def revert(name: Name, *, reason: Reason, actor: Actor = None, registry: RegistryUrl = DEFAULT_REGISTRY, as_json: AsJson = False) -> None:
+def revert(
+    name: Name,
+    *,
+    reason: Reason,
+    actor: Actor = None,
+    key: SigningKey = None,
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    as_json: AsJson = False,
+) -> None:
     """Point a name back to where it pointed before its last promotion."""
     with Screen(as_json=as_json) as screen:
         from selectune.pipeline.witnessing import open_registry
 
-        move = open_registry(registry, signing=True).revert(name, reason, actor or getpass.getuser())
+        move = open_registry(registry, signing=True, key=key).revert(name, reason, actor or getpass.getuser())
         screen.show(
             move.to_json(), lambda console: console.print(f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})")
         )
@@ -168,19 +193,24 @@ def verify(
         Path | None,
         typer.Option("--key", metavar="FILE", help="The public key that is trusted, as PEM; of a head, the policy's without it."),
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep in the registry's log what was looked at, and how much was wrong.")
+    ] = False,
+    actor: Actor = None,
     registry: RegistryUrl = DEFAULT_REGISTRY,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every hash of the registry, or check a folder's signature. Exit code 1 if something is not what it says."""
     with Screen(as_json=as_json) as screen:
         if folder is not None or signature is not None:
+            if record:
+                raise InputError("a folder has no log to keep that in", where="verify", then="Leave --record out.")
             _verify_folder(screen, folder, signature, key)
         else:
-            _verify_registry(screen, registry, head, key)
+            _verify_registry(screen, registry, (head, key), (actor or getpass.getuser()) if record else None)
 
 
 def _verify_folder(screen: Screen, folder: Path | None, signature: Path | None, key: Path | None) -> None:
-    from selectune.errors import InputError
     from selectune.governance import read_public, verify_folder
 
     if folder is None or signature is None or key is None:
@@ -190,13 +220,16 @@ def _verify_folder(screen: Screen, folder: Path | None, signature: Path | None, 
     screen.show(document, lambda console: console.print(f"{found.files} files as they were signed with key {found.key[:12]}", markup=False))
 
 
-def _verify_registry(screen: Screen, url: str, place: str | None, key: Path | None) -> None:
+def _verify_registry(screen: Screen, url: str, head: tuple[str | None, Path | None], recorder: str | None) -> None:
+    """Looks at a registry, with a signed head's place and key; a `recorder` keeps what was found in its log."""
     from dataclasses import asdict
 
     from selectune.governance import read_public
+    from selectune.pipeline.witnessing import open_registry
     from selectune.registry import Registry
 
-    opened = Registry.open(url)
+    place, key = head
+    opened = Registry.open(url) if recorder is None else open_registry(url, signing=True)
     found = opened.verify() if place is None else opened.verify_signed(place, read_public(key) if key else None)
 
     def human(console: Console) -> None:
@@ -209,7 +242,13 @@ def _verify_registry(screen: Screen, url: str, place: str | None, key: Path | No
         else:
             console.print("no policy: any update may get any name, and nobody has to approve")
 
-    screen.show({"ok": found.ok, **asdict(found)}, human)
+    recorded = recorder is not None and found.continued
+    if recorder is not None:
+        if recorded:
+            opened.keep_report(found, recorder, signed_head=place is not None)
+        else:
+            screen.say("note: not recorded: nothing is appended to a log that is not what it says")
+    screen.show({"ok": found.ok, "recorded": recorded, **asdict(found)}, human)
     if not found.ok:
         screen.exit(1)
 

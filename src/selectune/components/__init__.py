@@ -6,12 +6,12 @@ reading a recipe or a registry stays fast.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selectune.components.component import Component, ComponentMap, Selection, language_layer
 from selectune.components.portions import Portion, Portions, Span, portions
 from selectune.components.slices import Region, elements_of, region_shape, views
+from selectune.offers import offering
 
 if TYPE_CHECKING:
     from selectune.components.architecture import known_types, map_architecture
@@ -44,21 +44,13 @@ __all__ = [
     "views",
 ]
 
-_HOMES = {
-    "known_types": "architecture",
-    "map_architecture": "architecture",
-    "add_families": "families",
-    "map_model": "mapping",
-    "PRESETS": "presets",
-    "Forecast": "proof",
-    "Moved": "proof",
-    "Proof": "proof",
-    "forecast": "proof",
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = offering(
+    __name__,
+    {
+        "architecture": ("known_types", "map_architecture"),
+        "families": ("add_families",),
+        "mapping": ("map_model",),
+        "presets": ("PRESETS",),
+        "proof": ("Forecast", "Moved", "Proof", "forecast"),
+    },
+)

@@ -10,7 +10,7 @@ from selectune.components.component import ComponentMap, Selection
 from selectune.components.presets import PRESETS
 from selectune.errors import InputError
 
-__all__ = ["covering", "smallest_preset"]
+__all__ = ["covering", "smallest_preset", "spans"]
 
 _INDEX = re.compile(r"\.(\d+)(?=\.|\Z)")
 _LONGEST = 900
@@ -68,7 +68,7 @@ def _folded(chosen: Sequence[str], order: Sequence[str]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for holed, indices in patterns.items():
         place, _, rest = holed.partition("\0")
-        found.setdefault((place, "*" if indices == everything[holed] else _spans(indices)), []).append(rest)
+        found.setdefault((place, "*" if indices == everything[holed] else spans(indices)), []).append(rest)
     for (place, taken), rests in found.items():
         before = f"{place}.*" if taken == "*" else f"{place}[{taken}]"
         under = [rest for holed in everything if holed.startswith(f"{place}\0") for rest in [holed.partition("\0")[2]]]
@@ -85,8 +85,8 @@ def _holed(name: str, match: re.Match[str]) -> str:
     return f"{name[: match.start()]}\0{name[match.end() :]}"
 
 
-def _spans(indices: Sequence[int]) -> str:
-    """`8:24` for one span, else single ones and spans with both ends."""
+def spans(indices: Sequence[int]) -> str:
+    """Indices as a pattern has them between brackets: `8:24` for one span, else single ones and spans with both ends."""
     runs: list[list[int]] = []
     for index in sorted(indices):
         if runs and index == runs[-1][-1] + 1:

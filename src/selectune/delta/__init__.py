@@ -1,18 +1,20 @@
 """Deltas: exactly what changed between a model and its child, bit for bit, applied and taken back at will.
 
 >>> from selectune.delta import Delta  # reading and writing files needs no torch; the functions on models load it when first used
+
+Everything is imported when it is first used.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from selectune.delta.format import Delta, Part, Touched
+from selectune.offers import offering
 
 if TYPE_CHECKING:
     from selectune.delta.capturing import Captured, capture
     from selectune.delta.changes import Snapshot, after, applied, apply, extract, interpolate, onto, restore, revert, snapshot
+    from selectune.delta.format import Delta, Part, Touched
     from selectune.delta.merging import Dare, Linear, Ties, merge
     from selectune.delta.rebasing import carry
 
@@ -39,29 +41,13 @@ __all__ = [
     "snapshot",
 ]
 
-_HOMES = {
-    "Captured": "capturing",
-    "capture": "capturing",
-    "Snapshot": "changes",
-    "after": "changes",
-    "applied": "changes",
-    "apply": "changes",
-    "extract": "changes",
-    "interpolate": "changes",
-    "onto": "changes",
-    "restore": "changes",
-    "revert": "changes",
-    "snapshot": "changes",
-    "Dare": "merging",
-    "Linear": "merging",
-    "Ties": "merging",
-    "merge": "merging",
-    "carry": "rebasing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = offering(
+    __name__,
+    {
+        "format": ("Delta", "Part", "Touched"),
+        "capturing": ("Captured", "capture"),
+        "changes": ("Snapshot", "after", "applied", "apply", "extract", "interpolate", "onto", "restore", "revert", "snapshot"),
+        "merging": ("Dare", "Linear", "Ties", "merge"),
+        "rebasing": ("carry",),
+    },
+)

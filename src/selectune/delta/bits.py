@@ -14,7 +14,7 @@ from selectune.delta.format import Part
 from selectune.hashing import tensor_bytes
 from selectune.network import is_sharded, local, same_sharding, whole
 
-__all__ = ["bit_view", "flip", "outside_digest", "put", "read", "write"]
+__all__ = ["bit_view", "flip", "look", "outside_digest", "put", "read", "write"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -26,7 +26,17 @@ def bit_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def read(tensor: torch.Tensor, region: Region | None) -> Bytes:
     """A copy of the raw bytes of a region on the CPU: box after box in the order of its ranges, each row by row."""
-    return np.concatenate([np.frombuffer(tensor_bytes(view), dtype=np.uint8) for view in views(bit_view(whole(tensor)), region)])
+    return np.concatenate(_boxes(tensor, region))
+
+
+def look(tensor: torch.Tensor, region: Region | None) -> Bytes:
+    """The bytes that `read` copies, not copied where they lie on the CPU one behind the other: for who is done before they change."""
+    boxes = _boxes(tensor, region)
+    return boxes[0] if len(boxes) == 1 else np.concatenate(boxes)
+
+
+def _boxes(tensor: torch.Tensor, region: Region | None) -> list[Bytes]:
+    return [np.frombuffer(tensor_bytes(view), dtype=np.uint8) for view in views(bit_view(whole(tensor)), region)]
 
 
 def flip(tensor: torch.Tensor, region: Region | None, bits: Bytes) -> None:

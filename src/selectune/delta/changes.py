@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from selectune.components.slices import Region, region_shape
-from selectune.delta.bits import flip, outside_digest, put, read, torch_dtype, write
+from selectune.delta.bits import flip, look, outside_digest, put, read, torch_dtype, write
 from selectune.delta.encoding import Bytes
 from selectune.delta.format import Delta, Part, Touched
 from selectune.delta.values import parts_of, real, rounded, touched, wide
@@ -89,8 +89,8 @@ def extract(model: Model | torch.nn.Module, before: Snapshot, selection: Selecti
 
     def part(pair: tuple[str, Region | None]) -> Part:
         name, region = pair
-        bits = np.bitwise_xor(before.bits[name, region], read(tensors[name], region))
-        return Part.of(name, region, region_shape(tuple(tensors[name].shape), region), bits)
+        shape = region_shape(tuple(tensors[name].shape), region)
+        return Part.of(name, region, shape, look(tensors[name], region), old=before.bits[name, region])
 
     parts = each(part, pairs, threads=threads_for(tensors.values()))
     touched = {
@@ -154,9 +154,7 @@ def _recast(delta: Delta, name: str, tensor: torch.Tensor, wanted: Entry) -> tup
     for part in mine:
         flip(old, part.slice, part.bits(delta.itemsize(part)))
     goal = old.to(torch_dtype(wanted.dtype))
-    parts = {
-        part.slice: Part.of(name, part.slice, part.shape, np.bitwise_xor(read(start, part.slice), read(goal, part.slice))) for part in mine
-    }
+    parts = {part.slice: Part.of(name, part.slice, part.shape, look(goal, part.slice), old=look(start, part.slice)) for part in mine}
     return Touched(dtype=wanted.dtype, shape=wanted.shape, old=wanted.sha256, new=tensor_digest(goal)), parts
 
 
@@ -198,10 +196,14 @@ def apply(model: Model, delta: Delta) -> Model:
     the delta, they are not the child's. Raises WrongParent, or DeltaError for a damaged delta and for weights that are not what the
     model's id says; the network is then as it was. On as many threads as there are cores.
     """
+    _check_parent(model, delta)
+    return _move(model, delta, forward=True)
+
+
+def _check_parent(model: Model, delta: Delta) -> None:
     if model.manifest.id != delta.parent:
         hint = "This delta is already applied." if model.manifest.id == delta.child else "Apply the deltas of the parent's own chain first."
         raise WrongParent(f"the delta is for model {delta.parent[:12]}, this is {model.manifest.id[:12]}", where="apply", then=hint)
-    return _move(model, delta, forward=True)
 
 
 def revert(model: Model, delta: Delta) -> Model:
@@ -311,13 +313,33 @@ class _Wrong(Exception):
 def applied(model: Model, delta: Delta) -> Iterator[Model]:
     """The child inside the block, the parent again after it, also when the block raises.
 
-    Raises DeltaError on leaving if the block changed the touched weights: nothing can say then what they were.
+    Of a snapshot that holds new bits, what they are put in place of is kept meanwhile. Raises DeltaError on leaving if the block changed
+    the touched weights: nothing can say then what they were.
     """
-    child = apply(model, delta)
+    reversible = _reversible(model, delta)
+    child = apply(model, reversible)
     try:
         yield child
     finally:
-        revert(child, delta)
+        revert(child, reversible)
+
+
+def _reversible(model: Model, delta: Delta) -> Delta:
+    """The same delta with the xor from the parent's tensors where it holds new bits."""
+    if not any(part.replaces for part in delta.parts):
+        return delta
+    _check_parent(model, delta)
+    tensors = state(model.net)
+
+    def part(one: Part) -> Part:
+        if not one.replaces:
+            return one
+        touched = delta.tensors[one.parameter]
+        _check_form(tensors, one.parameter, Entry(dtype=touched.dtype, shape=touched.shape, sha256=touched.old), "apply")
+        bits = np.bitwise_xor(read(tensors[one.parameter], one.slice), one.raw(delta.itemsize(one)))
+        return Part.of(one.parameter, one.slice, one.shape, bits)
+
+    return replace(delta, parts=tuple(each(part, delta.parts, threads=threads_for(tensors.values()))))
 
 
 def interpolate(model: Model, delta: Delta, share: float) -> Delta:

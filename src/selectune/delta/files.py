@@ -8,6 +8,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,12 @@ from safetensors import SafetensorError
 from selectune.errors import StorageError
 from selectune.faults import reach
 
-__all__ = ["TEMPORARY", "building", "discard", "replacing", "sweep", "temporary_name"]
+__all__ = ["TEMPORARY", "building", "discard", "ended", "flushed_digest", "process_name", "replacing", "sweep", "temporary_name"]
 
 TEMPORARY = ".partial-"
 """How the name of an unfinished file begins; then come the machine, the process that writes it, and a part of its own."""
+_LARGE = 1 << 20
+"""Bytes of a file whose hashing takes longer than to start a thread."""
 
 
 @contextmanager
@@ -86,6 +89,20 @@ def building(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def flushed_digest(path: Path) -> str:
+    """The sha256 of a file that was just written; a large one is flushed to the disk meanwhile, so that `replacing` need not wait for it.
+
+    Raises OSError as `open` and `fsync` do.
+    """
+    with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+        large = os.fstat(file.fileno()).st_size >= _LARGE
+        flushed = pool.submit(os.fsync, file.fileno()) if large else None
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if flushed is not None:
+            flushed.result()
+    return found
+
+
 def discard(temporary: Path) -> None:
     """Removes an unfinished file, if it is there and can be removed; `sweep` takes one that stays."""
     # A disk that is read-only refuses even what is not there, and what is to be told is why the file could not be written.
@@ -95,7 +112,17 @@ def discard(temporary: Path) -> None:
 
 def temporary_name() -> str:
     """A name for an unfinished file or folder; by it `sweep` can tell whether its writer still lives."""
-    return f"{TEMPORARY}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
+    return f"{TEMPORARY}{process_name()}-{uuid.uuid4().hex[:16]}"
+
+
+def process_name() -> str:
+    """This process, by which others know it: its machine and its number there."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def ended(process: str) -> bool:
+    """Whether a process, by its `process_name`, is known to be gone; of one of another machine nobody here knows."""
+    return process.startswith(f"{_machine()}-") and not _lives(f"{TEMPORARY}{process}")
 
 
 def sweep(folder: Path) -> list[Path]:

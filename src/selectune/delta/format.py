@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from selectune.components.slices import Region
 from selectune.delta.encoding import Bytes, pack, replaces, unpack
-from selectune.delta.files import replacing
+from selectune.delta.files import flushed_digest, replacing
 from selectune.errors import DeltaError, StorageError
 from selectune.hashing import DTYPES, canonical, digest
 
@@ -58,12 +59,24 @@ class Part:
     """The raw bytes, packed."""
 
     @classmethod
-    def of(cls, parameter: str, region: Region | None, shape: tuple[int, ...], bits: Bytes, *, new: bool = False) -> Part:
-        """The part with these xor bytes (flat, element by element, little-endian), or `new` bits, packed the smaller way."""
+    def of(
+        cls,
+        parameter: str,
+        region: Region | None,
+        shape: tuple[int, ...],
+        bits: Bytes,
+        *,
+        old: Bytes | None = None,
+        new: bool = False,
+    ) -> Part:
+        """The part with these xor bytes (flat, element by element, little-endian), or `new` bits, packed the smaller way.
+
+        With `old`, the bits are those of the child and the xor is made of both, piece by piece.
+        """
         itemsize = bits.size // max(prod(shape), 1) or 1
-        encoding, data = pack(bits, itemsize, new=new)
-        sha256 = hashlib.sha256(bits.data).hexdigest()
-        return cls(parameter=parameter, slice=region, shape=shape, sha256=sha256, encoding=encoding, data=memoryview(data))
+        hasher = hashlib.sha256()
+        encoding, data = pack(bits, itemsize, old=old, new=new, hasher=hasher)
+        return cls(parameter=parameter, slice=region, shape=shape, sha256=hasher.hexdigest(), encoding=encoding, data=memoryview(data))
 
     @property
     def elements(self) -> int:
@@ -170,11 +183,24 @@ class Delta:
         The file is whole or not there. Raises StorageError for a full disk or a folder that cannot be written.
         """
         path = Path(path)
-        payloads = {_name(number): np.frombuffer(part.data, dtype=np.uint8) for number, part in enumerate(self.parts)}
         with replacing(path) as temporary:
-            save_file(payloads, temporary, {KEY: self.header().decode()})
-            with temporary.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            with temporary.open("wb") as file:
+                file.write(self._outer())
+                for part in self.parts:
+                    file.write(part.data)
+            return flushed_digest(temporary)
+
+    def _outer(self) -> bytes:
+        """The file's beginning, up to the payloads, as safetensors writes it: padded to a multiple of eight bytes."""
+        rows: dict[str, Any] = {"__metadata__": {KEY: self.header().decode()}}
+        at = 0
+        for number, part in enumerate(self.parts):
+            size = len(part.data)
+            rows[f"{number:06d}"] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Delta:
@@ -186,12 +212,8 @@ class Delta:
         return cls.from_bytes(data, where=str(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, where: str = "delta") -> Delta:
-        """The delta in a file's bytes, its header checked in every detail. Raises DeltaError."""
+    def from_bytes(cls, data: bytes | mmap, *, where: str = "delta") -> Delta:
+        """The delta in a file's bytes, or in the file as it is mapped, its header checked in every detail. Raises DeltaError."""
         from selectune.delta.reading import read
 
         return read(data, where)
-
-
-def _name(number: int) -> str:
-    return f"{number:06d}"

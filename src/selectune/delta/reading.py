@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from mmap import mmap
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -69,7 +70,7 @@ class _Header(_Strict):
 assert (FORMAT, REPLACING, ENCODINGS) == (1, 2, ("xor", "xor-planes-zstd", "replace", "replace-planes-zstd"))
 
 
-def read(data: bytes, where: str) -> Delta:
+def read(data: bytes | mmap, where: str) -> Delta:
     """The delta in a file's bytes. Raises DeltaError, naming `where`, for anything that `Delta.save` would not have written."""
     try:
         outer, payload = _outer(data)
@@ -82,7 +83,7 @@ def read(data: bytes, where: str) -> Delta:
         raise DeltaError(error.what, where=where, then="The file is damaged or was not written by selectune: fetch it again.") from error
 
 
-def _outer(data: bytes) -> tuple[dict[str, Any], memoryview]:
+def _outer(data: bytes | mmap) -> tuple[dict[str, Any], memoryview]:
     """The safetensors header and the bytes behind it."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:

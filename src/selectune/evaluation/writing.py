@@ -137,7 +137,9 @@ class _Pool:
     def _chosen(self, rows: Rows, indices: list[int]) -> tuple[Rows | None, list[int], Written]:
         """The likeliest token of each row is written; rows whose answer is whole leave."""
         stay, done = [], []
-        for row, (index, token) in enumerate(zip(indices, rows.logits.argmax(dim=1).tolist(), strict=True)):
+        # In fp32, as `generate` does: among bf16 numbers themselves a CPU looks five times as long, which was 7 % of a step.
+        likeliest = rows.logits.float().argmax(dim=1)
+        for row, (index, token) in enumerate(zip(indices, likeliest.tolist(), strict=True)):
             ids = self._ids.setdefault(index, [])
             if token not in self._ends:
                 ids.append(token)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from selectune.errors import PolicyRefused, RevokedKey, UnknownKey, WrongRole
 from selectune.governance.documents import Digest, Document, Envelope, Printed
@@ -63,6 +63,14 @@ class Policy(Document):
     """How far apart the clocks of those who sign and of the registry may be."""
     signed_head: bool = False
     """Whether a name may move only where the head of the log is signed and kept in a second place."""
+    signed_moves: bool = False
+    """Whether moves, tags, retirements, holds and collections count only if somebody in the policy has signed them."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A field that came later is written only where it says something, so that policies from before it keep their bytes.
+        found: dict[str, Any] = write(self)
+        return {name: value for name, value in found.items() if name != "signed_moves" or value}
 
     @model_validator(mode="after")
     def _whole(self) -> Policy:

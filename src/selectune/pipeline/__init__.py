@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from selectune.offers import offering
 from selectune.pipeline.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -56,23 +56,19 @@ __all__ = [
     "train_skill",
 ]
 
-_HOMES = {
-    "bisecting": ("Bisected", "Question", "bisect"),
-    "checkpoint": ("save_checkpoint",),
-    "comparing": ("Comparison", "compare"),
-    "deriving": ("diff_updates", "merge_updates", "rebase_update"),
-    "foreign": ("measure_with_lmms_eval",),
-    "importing": ("import_checkpoint",),
-    "planning": ("Plan", "plan", "sketch"),
-    "running": ("resume", "run", "run_all"),
-    "single": ("kept_tasks", "measure", "measure_suite", "read_numbers", "train_skill"),
-    "suites": ("Further", "further", "recipe_suite", "task_suite"),
-    "versions": ("load_any", "load_version", "locate_any", "map_any", "save_full"),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = offering(
+    __name__,
+    {
+        "bisecting": ("Bisected", "Question", "bisect"),
+        "checkpoint": ("save_checkpoint",),
+        "comparing": ("Comparison", "compare"),
+        "deriving": ("diff_updates", "merge_updates", "rebase_update"),
+        "foreign": ("measure_with_lmms_eval",),
+        "importing": ("import_checkpoint",),
+        "planning": ("Plan", "plan", "sketch"),
+        "running": ("resume", "run", "run_all"),
+        "single": ("kept_tasks", "measure", "measure_suite", "read_numbers", "train_skill"),
+        "suites": ("Further", "further", "recipe_suite", "task_suite"),
+        "versions": ("load_any", "load_version", "locate_any", "map_any", "save_full"),
+    },
+)

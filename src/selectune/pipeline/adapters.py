@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from selectune.errors import ModelError, NotYet
 from selectune.hashing import canonical, parse_json
 from selectune.network import class_name, walk
-from selectune.pipeline.checkpoint import slots_of
-from selectune.pipeline.tensors import read_slot
+from selectune.pipeline.slots import read_slot, slots_of
 from selectune.untrusted import check_adapter
 
 if TYPE_CHECKING:

@@ -86,9 +86,11 @@ class Question:
     suite: Suite
     """One task."""
     sample: str | None = None
+    batch: int = 32
+    """How many records are asked at a time."""
 
     @classmethod
-    def of(cls, suite: Suite, task: str | None, sample: str | None) -> Question:
+    def of(cls, suite: Suite, task: str | None, sample: str | None, *, batch: int = 32) -> Question:
         """The task of this name, or the one that holds this sample, and of that the sample alone. Raises NoMatch for neither."""
         holds = [one for one in suite.tasks if sample is None or any(record.id == sample for record in one.records)]
         chosen = [one for one in holds if task is None or one.name == task]
@@ -100,7 +102,7 @@ class Question:
         if sample is not None:
             items = tuple(record for record in found.records if record.id == sample)
             found = replace(found, records=replace(found.records, items=items))
-        return cls(suite=Suite(tasks=(found,)), sample=sample)
+        return cls(suite=Suite(tasks=(found,)), sample=sample, batch=batch)
 
     @property
     def task(self) -> str:
@@ -146,7 +148,6 @@ def bisect(
     load: Callable[[str], Model],
     progress: Progress,
     *,
-    batch: int = 32,
     kept: Kept | None = None,
 ) -> Bisected:
     """Measures versions between GOOD and BAD, the `ends`, until one update is left. `load` gives the base model by its name.
@@ -173,11 +174,10 @@ def bisect(
             offset = done
             counted = counting(question.suite, lambda count, _: advance(offset + count, None))
             update = line[place]
-            found = evaluate_versions(model, {update.id: chain(place)}, question.suite, batch=batch, progress=counted, shared=shared)[
-                update.id
-            ]
+            versions = {update.id: chain(place)}
+            found = evaluate_versions(model, versions, question.suite, batch=question.batch, progress=counted, shared=shared)
             done = offset + records
-            return found
+            return found[update.id]
 
         return search(question, line, measure)
 

@@ -132,7 +132,7 @@ def merge_updates(registry: Registry, first: str, second: str, strategy: Strateg
     note = {"of": of, "strategy": merged.meta["merged"]["strategy"], "settings": merged.meta["merged"]["settings"]}
     names = sorted({a.skill, b.skill} - {""})
     update = Update(parent=a.parent, skill="+".join(names), meta={MODEL: model_of(a), "merged": note}, actor=actor)
-    return registry.show(add_delta(registry, update, merged))
+    return registry.show(add_delta(registry, update, merged, parent))
 
 
 def rebase_update(registry: Registry, wanted: str, base: str, *, as_candidate: bool = False, actor: str = "") -> Rebased:
@@ -157,15 +157,15 @@ def rebase_update(registry: Registry, wanted: str, base: str, *, as_candidate: b
     moved = carry(delta, parent, _parent_tensors(registry, update).read, target.tensors.read) if others else onto(delta, parent)
     note = {"of": update.id, "differing": list(others)}
     recorded = Update(parent=target.update, skill=update.skill, meta={MODEL: target.model, "rebased": note}, actor=actor)
-    return Rebased(update=add_delta(registry, recorded, moved), delta=moved, differing=others)
+    return Rebased(update=add_delta(registry, recorded, moved, target.tensors), delta=moved, differing=others)
 
 
-def add_delta(registry: Registry, update: Update, delta: Delta, attachments: Mapping[str, bytes] | None = None) -> str:
-    """Records an update whose delta is in no file yet, and returns its id. Raises what `Registry.add` raises."""
+def add_delta(registry: Registry, update: Update, delta: Delta, parent: Tensors, attachments: Mapping[str, bytes] | None = None) -> str:
+    """Records an update of `parent` whose delta is in no file yet, and returns its id. Raises what `Registry.add` raises."""
     with tempfile.TemporaryDirectory(prefix="selectune-update-") as place:
         file = Path(place) / "update.delta"
         delta.save(file)
-        return registry.add(update, file, attachments)
+        return registry.add(update, file, attachments, values=VersionTensors(parent, [delta]).read)
 
 
 def model_of(update: Update) -> str:

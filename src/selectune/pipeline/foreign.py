@@ -11,9 +11,9 @@ from selectune.evaluation import Measurement
 from selectune.evaluation.bridges import measured
 from selectune.evaluation.bridges.lmms import Asked, run_lmms_eval
 from selectune.models import load, providers
-from selectune.pipeline.checkpoint import weight_folder
 from selectune.pipeline.progress import Progress, bar
-from selectune.pipeline.versions import REGISTRY, load_version, save_full
+from selectune.pipeline.slots import weight_folder
+from selectune.pipeline.versions import REGISTRY, save_full
 from selectune.pipeline.witnessing import open_registry
 
 
@@ -33,9 +33,9 @@ def measure_with_lmms_eval(name: str, asked: Asked, progress: Progress, *, regis
         else:
             opened = open_registry(registry)
             wanted = name.removeprefix(REGISTRY)
-            identity = load_version(opened, wanted).id
+            identity = opened.show(wanted).child
             progress.say(f"Writing {name} as a checkpoint")
-            folder = save_full(opened, wanted, Path(place) / "model")
+            folder = save_full(opened, wanted, Path(place) / "model", progress=progress)
         with bar(progress, "lmms-eval") as advance:
             log = run_lmms_eval(folder.absolute(), asked, say=progress.say, count=advance)
     return measured(log, stage=name, metrics=metrics, model_id=identity)

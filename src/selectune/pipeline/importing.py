@@ -16,16 +16,15 @@ from torch import Tensor
 
 from selectune.components import views
 from selectune.components.covering import covering, smallest_preset
-from selectune.components.disk import alone, in_files
 from selectune.components.patterns import family
 from selectune.delta.bits import bit_view
 from selectune.delta.values import build
 from selectune.errors import ModelError, SameModel
-from selectune.hashing import parse_json, tensor_digest
+from selectune.hashing import dtype_name, parse_json, tensor_digest
 from selectune.pipeline.adapters import CONFIG, FACTORS, AdapterTensors
-from selectune.pipeline.checkpoint import read_slots, weight_folder
 from selectune.pipeline.deriving import add_delta, open_base
 from selectune.pipeline.recording import MODEL
+from selectune.pipeline.slots import read_slots, weight_folder
 from selectune.pipeline.tensors import FolderTensors, Tensors, outlined
 from selectune.registry import Update
 from selectune.untrusted import LARGEST_CONFIG, check_folder
@@ -132,7 +131,7 @@ def import_checkpoint(folder: Path, base: str, registry: Registry, *, skill: str
     update = Update(parent=found.update, skill=skill or folder.resolve().name, meta=meta, actor=actor)
     preset = smallest_preset(found.tensors.map, moved)
     return Imported(
-        update=add_delta(registry, update, delta, {FACTORS: adapter.factors()} if adapter is not None else {}),
+        update=add_delta(registry, update, delta, found.tensors, {FACTORS: adapter.factors()} if adapter is not None else {}),
         delta=delta,
         families=_families(found.tensors.map, moved),
         patterns=delta.patterns,
@@ -156,8 +155,8 @@ def _opened(folder: Path, base: Tensors) -> FolderTensors:
     wrong = []
     held = {}
     for name in other.names:
-        for disk, spelled in other.places(name).items():
-            slot, (dtype, shape) = other.slots[spelled], other.plan.tensors[disk]
+        for spelled, wanted in other.expected(name).items():
+            slot, dtype, shape = other.slots[spelled], dtype_name(wanted.dtype), tuple(wanted.shape)
             held[spelled] = name
             dtypes = {dtype, theirs[spelled].dtype} if spelled in theirs else {dtype}
             if slot.shape != shape or slot.dtype not in dtypes:
@@ -178,11 +177,10 @@ def _opened(folder: Path, base: Tensors) -> FolderTensors:
 def _copies(other: FolderTensors) -> Mapping[str, str]:
     """Copies of tied tensors that the files hold under their other names, by the files' names: which one they are copies of."""
     found: dict[str, str] = {}
-    for first, aliases in other.plan.aliases.items():
-        held = list(other.places(first).values())
-        for alias in aliases:
-            spelled = [in_files(name, other.slots, other.net.base_model_prefix) for name in alone(other.net, alias)]
-            found |= {copy: one for copy, one in zip(spelled, held, strict=False) if copy is not None and copy != one}
+    for first in other.plan.aliases:
+        held = other.places(first).values()
+        for group in other.copies(first):
+            found |= dict(zip(other.spelled(group).values(), held, strict=True))
     return found
 
 

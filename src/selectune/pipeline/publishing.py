@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from selectune.errors import InputError, ObjectDamaged, Overtaken, StorageError
 from selectune.hashing import file_digest
-from selectune.pipeline.checkpoint import weight_folder
 from selectune.pipeline.recording import MODEL
+from selectune.pipeline.slots import weight_folder
 from selectune.pipeline.versions import save_full
 from selectune.registry.hub import using
 from selectune.reporting import wording
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Published", "push_to_hub", "render_card"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}\Z")
+_ODD = re.compile(r"[^\w .,:%/+-]+")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|!~&$:@^=])")
 _CARD_LIMIT = 1 << 20
 _DELTA = "update.delta"
@@ -65,7 +66,8 @@ def push_to_hub(registry: Registry, identity: str, repo: str, *, private: bool =
                 raise ObjectDamaged("the delta was changed while it was read", where=registry.where, then="See: selectune verify")
         else:
             save_full(registry, admitted.update.id, folder)
-        (folder / "README.md").write_text(render_card(admitted, delta_only=delta_only), "utf-8")
+        card = render_card(admitted, registry.delta(admitted.update.id), delta_only=delta_only)
+        (folder / "README.md").write_text(card, "utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         names = {path.relative_to(folder).as_posix(): path for path in files}
         commit, is_private = _commit(repo, names, private=private, message=f"Update {admitted.update.id[:12]}")
@@ -87,10 +89,12 @@ def _commit(repo: str, files: Mapping[str, Path], *, private: bool, message: str
     return str(done.oid), bool(info.private)
 
 
-def render_card(admitted: Admitted, *, delta_only: bool = False) -> str:
-    """The model card: metadata as YAML, and the page. Everything that the update says is text there, whatever it holds."""
+def render_card(admitted: Admitted, delta: Delta, *, delta_only: bool = False) -> str:
+    """The model card: metadata as YAML, and the page. Everything that the update says is text there, whatever it holds.
+
+    `delta` is the update's own: those that lead to it from the base may be fewer, and say less of it alone.
+    """
     update = admitted.update
-    rules = update.metrics.get("rules", ())
     environment = Environment(
         loader=PackageLoader("selectune.reporting"),
         finalize=_finalize,
@@ -103,9 +107,9 @@ def render_card(admitted: Admitted, *, delta_only: bool = False) -> str:
         update=update,
         notes=[note for note in admitted.notes if "single person" in note or "retired" in note],
         approvals=list(admitted.notes),
-        patterns=_patterns(admitted.deltas),
-        tensors=len(admitted.deltas[-1].tensors),
-        rules=[rule for rule in rules if isinstance(rule, Mapping)],
+        patterns=list(delta.patterns),
+        tensors=len(delta.tensors),
+        rules=_rules(update),
         number=_number,
         delta_only=delta_only,
     )
@@ -121,20 +125,59 @@ def _metadata(update: Update, *, delta_only: bool) -> dict[str, Any]:
         found |= {"base_model": name, "base_model_relation": "finetune"}
     if (licence := _licence(name)) is not None:
         found["license"] = licence
-    scores = update.metrics.get("scores")
-    rows = [_row(task, said) for task, said in scores.items()] if isinstance(scores, Mapping) else []
-    results = [row for row in rows if row is not None]
-    if results:
-        found["model-index"] = [{"name": update.skill or update.id[:12], "results": results}]
+    if results := _results(update):
+        found["model-index"] = [{"name": _words(update.skill) or update.id[:12], "results": results}]
     return found
 
 
-def _row(task: str, said: Any) -> dict[str, Any] | None:
+def _results(update: Update) -> list[dict[str, Any]]:
+    """What was measured, by task, as the hub's model index has it: the mean score, and each change that a rule judged, with its bounds.
+
+    The index has no field for an interval: it stands in the metric's name, for people, and in its `args`.
+    """
+    scores = update.metrics.get("scores")
+    rows = [*scores.items()] if isinstance(scores, Mapping) else []
+    found = [(task, _score(said)) for task, said in rows] + [(str(rule.get("task")), _change(rule)) for rule in _rules(update)]
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for task, metric in found:
+        if metric is not None:
+            metrics.setdefault(_words(task), []).append(metric)
+    return [
+        {"task": {"type": "text-generation"}, "dataset": {"name": task, "type": task}, "metrics": mine} for task, mine in metrics.items()
+    ]
+
+
+def _score(said: Any) -> dict[str, Any] | None:
     match said:
         case {"value": int() | float() as value, "n": int(n)} if math.isfinite(value):
-            metric = {"type": "score", "name": f"mean score of {n} samples", "value": value}
-            return {"task": {"type": "text-generation"}, "dataset": {"name": task, "type": task}, "metrics": [metric]}
+            return {"type": "score", "name": f"mean score of {n} samples", "value": value, "args": {"n": n}}
     return None
+
+
+def _change(rule: Mapping[str, Any]) -> dict[str, Any] | None:
+    match rule:
+        case {"name": str(name), "against": str(against), "value": int() | float() as value, "n": int(n)} if math.isfinite(value):
+            low, high = (_number(rule.get(key)) for key in ("low", "high"))
+            said = f"change of the mean score against {_words(against)}, bounds {low} to {high}, of {n} samples"
+            bounds = {key: rule[key] for key in ("low", "high") if isinstance(rule.get(key), int | float)}
+            return {
+                "type": "score_change",
+                "name": said,
+                "value": value,
+                "args": {"rule": _words(name), "against": _words(against), "n": n, **bounds},
+            }
+    return None
+
+
+def _words(text: Any) -> str:
+    """Text of others for the metadata, which some programs show as a page: without what markup is made of."""
+    return " ".join(_ODD.sub(" ", wording.plain(text)).split())[:200]
+
+
+def _rules(update: Update) -> list[Mapping[str, Any]]:
+    """The gate's rules that were recorded with an update."""
+    rules = update.metrics.get("rules")
+    return [rule for rule in rules if isinstance(rule, Mapping)] if isinstance(rules, list | tuple) else []
 
 
 def _licence(name: str) -> str | None:
@@ -150,10 +193,6 @@ def _licence(name: str) -> str | None:
         return None
     licence = found.get("license") if isinstance(found, dict) else None
     return licence if isinstance(licence, str) and re.fullmatch(r"[a-z0-9.+-]{1,60}", licence) else None
-
-
-def _patterns(deltas: Sequence[Delta]) -> tuple[str, ...]:
-    return tuple(deltas[-1].patterns)
 
 
 def _number(value: Any) -> str:

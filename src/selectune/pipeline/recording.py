@@ -15,6 +15,7 @@ from selectune.reporting.trained import UpdateInfo
 
 if TYPE_CHECKING:
     from selectune.delta import Delta
+    from selectune.delta.values import Read
     from selectune.pipeline.folder import StageDocument
     from selectune.pipeline.preparing import Prepared
     from selectune.registry import Registry
@@ -36,6 +37,8 @@ class Made:
     """By task: the mean score (`value`) of the model after it, and of how many samples (`n`)."""
     factors: bytes | None = None
     """With LoRA: its matrices, as `pipeline.adapters` writes them."""
+    values: Read | None = None
+    """Gives tensors of the model that the delta leads to, one at a time; None where no process has them whole."""
 
 
 def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateInfo:
@@ -57,7 +60,7 @@ def record_update(registry: Registry, prepared: Prepared, made: Made) -> UpdateI
         meta={MODEL: prepared.model.name, "optim": phase.optim if phase else {}, "steps": len(phase.steps) if phase else 0},
     )
     factors = {} if made.factors is None else {FACTORS: made.factors}
-    identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode(), **factors})
+    identity = registry.add(update, made.file, {"recipe.yaml": dump_recipe(recipe).encode(), **factors}, values=made.values)
     return describe(registry.show(identity), elements=made.delta.moved(), size=made.file.stat().st_size)
 
 

@@ -12,6 +12,7 @@ from selectune.delta import applied, onto
 from selectune.errors import Alarmed, Stopped
 from selectune.evaluation import Measurement, Suite, evaluate
 from selectune.evaluation.noise import noise_floor
+from selectune.network import holds_shards
 from selectune.pipeline import measuring
 from selectune.pipeline.adapters import AdapterTensors
 from selectune.pipeline.folder import Folder, StageDocument
@@ -20,7 +21,7 @@ from selectune.pipeline.keeping import keeping, with_base
 from selectune.pipeline.preparing import RECOVERY, Prepared, is_synthetic
 from selectune.pipeline.progress import Progress, bar
 from selectune.pipeline.recording import Made, record_update
-from selectune.pipeline.tensors import LoadedTensors
+from selectune.pipeline.tensors import LoadedTensors, VersionTensors
 from selectune.pipeline.tracking import Trackers
 from selectune.reporting.judged import Verdict
 from selectune.reporting.trained import Phase, QuickPoint, StepPoint
@@ -29,6 +30,8 @@ from selectune.training.watching import sentences
 
 if TYPE_CHECKING:
     from selectune.components import Selection
+    from selectune.delta import Delta
+    from selectune.delta.values import Read
     from selectune.evaluation.asking import Shared
     from selectune.hashing import Manifest
     from selectune.models import Model
@@ -144,11 +147,7 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], ori
     file = bench.folder.path / f".{lesson.name}.delta"
     factors = bench.processes.leads(lambda: _adapter_kept(bench.folder, model, lesson, training))
     try:
-        trained, delta = training.delta, training.delta
-        if original is not None:
-            delta = onto(training.delta, original, model)
-            # What is measured is what the update will be: numbers as they are rounded in it.
-            trained = onto(delta, model.manifest, model)
+        trained, delta = _exact(training.delta, model, original)
         delta.save(file)
         _spend(bench, lesson, delta.child, past)
         models = Models(after=lambda: applied(model, trained), before=model, shared=bench.shared)
@@ -163,7 +162,15 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], ori
             }
         )
         scores = {task: {"value": measurement.score(task), "n": measurement.n(task)} for task in measurement.tasks}
-        made = Made(document=document, delta=delta, file=file, parent=past[-1].document.update, scores=scores, factors=factors)
+        made = Made(
+            document=document,
+            delta=delta,
+            file=file,
+            parent=past[-1].document.update,
+            scores=scores,
+            factors=factors,
+            values=_values(model, original, delta),
+        )
         update = bench.processes.leads(lambda: record_update(bench.registry, bench.prepared, made))
     finally:
         file.unlink(missing_ok=True)
@@ -174,6 +181,20 @@ def teach(bench: Bench, model: Model, lesson: Lesson, past: Sequence[Stage], ori
     bench.trackers.log("scores", {task: measurement.score(task) for task in measurement.tasks}, done + len(phase.steps))
     bench.progress.say(f"{lesson.name}: update {update.id[:12]}, {said}")
     return Stage(document=document, measurement=measurement)
+
+
+def _exact(delta: Delta, model: Model, original: Manifest | None) -> tuple[Delta, Delta]:
+    """The delta of `model` that is measured, and that of the original which is recorded: numbers as they are rounded in it."""
+    if original is None:
+        return delta, delta
+    recorded = onto(delta, original, model)
+    return onto(recorded, model.manifest, model), recorded
+
+
+def _values(model: Model, original: Manifest | None, delta: Delta) -> Read | None:
+    """Gives tensors of what the delta makes of the original, from those that `model` has in memory."""
+    # Shards are gathered by all processes together, and the first one records alone.
+    return None if holds_shards(model.net) else VersionTensors(LoadedTensors(model, original), [delta]).read
 
 
 def _adapter_kept(folder: Folder, model: Model, lesson: Lesson, training: Training) -> bytes | None:

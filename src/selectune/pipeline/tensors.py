@@ -1,31 +1,29 @@
 """A model's tensors one at a time, by their names in memory, read from its files: comparing and merging need no whole model.
 
-Files may hold a tensor under another name, cut, merged or turned. transformers' own way back (`components.disk.revert`) is run on numbers
-that count the elements in memory; where a number comes out is where its element lies in the files.
+Files may hold a tensor under another name, cut, merged or turned; `components.conversion` says where its elements lie.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 
 from selectune.components import map_model
-from selectune.components.disk import Group, Layout, follow, in_files, layout, revert, tensors_of
+from selectune.components.conversion import Conversion
+from selectune.components.disk import Group, Layout, alone, follow, in_files, layout, tensors_of
 from selectune.delta import after
 from selectune.delta.bits import put, torch_dtype
 from selectune.delta.values import parts_of
 from selectune.errors import ModelError, WrongParent
-from selectune.hashing import DTYPES, Manifest, tensor_digest, tensor_entry
+from selectune.hashing import Manifest, tensor_digest, tensor_entry
 from selectune.models import load, outline
 from selectune.network import state, whole
-from selectune.pipeline.checkpoint import Slot, has_weights, read_slots, weight_folder
+from selectune.pipeline.slots import Slot, has_weights, read_slot, read_slots, weight_folder
 from selectune.untrusted import check_folder
 
 if TYPE_CHECKING:
@@ -71,18 +69,26 @@ def open_tensors(name: str) -> Tensors:
     folder = weight_folder(name)
     if folder is None or not has_weights(folder):
         return LoadedTensors(load(name))
-    given = Path(name).expanduser()
+    found = open_folder(name, folder)
+    return LoadedTensors(load(name)) if found.lacking else found
+
+
+def open_folder(name: str, folder: Path) -> FolderTensors:
+    """The tensors in the files of the model called `name`, which lie in `folder`. Raises ModelError as `models.load` does."""
+    slots, given = read_slots(folder), Path(name).expanduser()
     if given.is_dir():  # as `load` does: of a hub id, transformers' own cache is trusted
         check_folder(folder)
-    found = FolderTensors(outline(str(given) if given.is_dir() else name, name), folder, read_slots(folder), name)
-    return LoadedTensors(load(name)) if found.lacking else found
+    found = FolderTensors(outline(str(given) if given.is_dir() else name, name), folder, slots, name)
+    # Without values transformers cannot see whether two copies of a tied tensor are equal, and leaves them apart.
+    return FolderTensors(found.net, folder, slots, name) if found.tie() else found
 
 
 class LoadedTensors:
     """The tensors of a model in memory."""
 
-    def __init__(self, model: Model) -> None:
-        self.manifest = model.manifest
+    def __init__(self, model: Model, original: Manifest | None = None) -> None:
+        """`original` is the model as it came, where it was widened or quantised since: what of it is as it was is given in its dtypes."""
+        self.manifest = original or model.manifest
         self.map = model.map
         self.net = model.net
         self.names = tuple(model.manifest)
@@ -90,7 +96,7 @@ class LoadedTensors:
 
     def read(self, name: str) -> Tensor:
         """One tensor."""
-        return whole(self._tensors[name].detach()).cpu()
+        return whole(self._tensors[name].detach()).to("cpu", torch_dtype(self.manifest[name].dtype))
 
 
 class FolderTensors:
@@ -99,11 +105,10 @@ class FolderTensors:
     def __init__(self, net: PreTrainedModel, folder: Path, slots: Mapping[str, Slot], name: str) -> None:
         """`net` says how the tensors are called in memory; it may be on the meta device, and belongs to these files alone from now on."""
         follow(net, slots)
-        self.net, self._folder, self._name = net, folder, name
-        self.slots = slots
+        self.net, self.folder, self.slots, self._name = net, folder, slots, name
         self.plan: Layout = layout(net)
         self._live = tensors_of(net)
-        self._groups = {self.plan.first[one]: group for group in self.plan.groups for one in group.memory}
+        self._groups = {self.plan.first[one]: self._held_as(group) for group in self.plan.groups for one in group.memory}
         self._held: tuple[Group, dict[str, Tensor]] | None = None
 
     @cached_property
@@ -119,7 +124,13 @@ class FolderTensors:
     @cached_property
     def lacking(self) -> tuple[str, ...]:
         """Tensors of the model that the files do not hold, or hold in a way that is not known."""
-        return tuple(name for name in self.names if name not in self._groups or len(self.places(name)) < len(self._groups[name].disk))
+        return tuple(name for name in self.names if name not in self._groups or self.missing(name))
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """What is read together, in the order in which it lies in the files; what is `lacking` is in none."""
+        found = [group for group in dict.fromkeys(self._groups.values()) if self._whole(group)]
+        return tuple(sorted(found, key=lambda group: min(self._place(name) for name in self.spelled(group).values())))
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -128,79 +139,94 @@ class FolderTensors:
 
     def places(self, name: str) -> dict[str, str]:
         """The tensors in the files that hold any of the group of one in memory: by transformers' name for each, the files' own."""
-        spelled = {one: in_files(one, self.slots, self.net.base_model_prefix) for one in self._groups[name].disk}
+        return self.spelled(self._groups[name])
+
+    def missing(self, name: str) -> tuple[str, ...]:
+        """What the files lack of the group of one in memory, by transformers' names."""
+        group = self._groups[name]
+        found = self.spelled(group)
+        return tuple(one for one in group.disk if one not in found)
+
+    def expected(self, name: str) -> dict[str, Tensor]:
+        """What the files should hold of the group of one in memory, by their names for it: tensors for their shapes and dtypes."""
+        found = self.conversion(self._groups[name]).disk
+        return {spelled: found[one] for one, spelled in self.places(name).items()}
+
+    def like(self, name: str) -> Tensor:
+        """A tensor in memory by its state-dict name, for its shape and dtype."""
+        return torch.empty_like(self._live[name], device="meta")
+
+    def spelled(self, group: Group) -> dict[str, str]:
+        """The tensors in the files that hold any of a group: by transformers' name for each, the files' own."""
+        spelled = {one: in_files(one, self.slots, self.net.base_model_prefix) for one in group.disk}
         return {one: found for one, found in spelled.items() if found is not None}
+
+    def size(self, group: Group) -> int:
+        """Bytes of a group in the files."""
+        return sum(self.slots[name].stop - self.slots[name].start for name in self.spelled(group).values())
+
+    def copies(self, name: str) -> tuple[Group, ...]:
+        """Further names of a tied tensor under which the files hold it too, each as a group of its own."""
+        held = self.places(name)
+        return tuple(one for one in self._aliases(name) if self._whole(one) and set(self.spelled(one).values()) != set(held.values()))
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype that the model is loaded with. Raises ModelError where the files cannot be understood."""
+        if name in self.lacking:
+            raise ModelError(f"its files do not hold {name}", where=f"model {self._name}", then="Save it again with save_pretrained.")
         group = self._groups[name]
         if self._held is None or self._held[0] is not group:
             self._held = None  # before the next one: two groups are never in memory together
-            self._held = (group, self._converted(group, self.places(name)))
+            found = self.conversion(group).to_memory(self.reader(group, self.folder))
+            self._held = (group, {self.plan.first[one]: tensor for one, tensor in found.items()})
         return self._held[1][name]
 
     def raw(self, name: str) -> Tensor:
         """A tensor by its name in the files, as they hold it."""
-        return read_slot(self._folder, self.slots[name], name)
+        return read_slot(self.folder, self.slots[name], name)
 
-    def _converted(self, group: Group, places: Mapping[str, str]) -> dict[str, Tensor]:
-        """The group's tensors by their first names in memory."""
-        live = {one: self._live[one] for one in group.memory}
-        if len(group.memory) == len(group.disk) == 1:
-            (one,), (disk,) = group.memory, group.disk
-            probe = torch.empty_like(live[one], device="meta")
-            if revert(self.net, {one: probe}, group.disk)[disk] is probe:  # renamed alone
-                return {self.plan.first[one]: self._fitting(self.raw(places[disk]), probe, places[disk])}
-        numbers, starts = _numbered(live)
-        made = revert(self.net, numbers, group.disk)
-        found = {}
-        for one, tensor in live.items():
-            start, count = starts[one], tensor.numel()
-            flat, known = torch.empty(count, dtype=tensor.dtype), torch.zeros(count, dtype=torch.bool)
-            for disk, spelled in places.items():
-                raw = self._fitting(self.raw(spelled), torch.empty_like(made[disk], dtype=tensor.dtype, device="meta"), spelled).reshape(-1)
-                at = made[disk].reshape(-1)
-                inside = (at >= start) & (at < start + count)
-                where = (at[inside] - start).long()
-                flat[where], known[where] = raw[inside], True
-            if not bool(known.all()):
-                what = f"{int((~known).sum())} numbers of {one} lie nowhere in {', '.join(places.values())[:200]}"
-                raise ModelError(what, where=f"model {self._name}", then="Save the model again with save_pretrained.")
-            found[self.plan.first[one]] = flat.reshape(tensor.shape)
-        return found
+    def conversion(self, group: Group) -> Conversion:
+        """How a group lies in the files."""
+        return Conversion(self.net, {one: self._live[one] for one in group.memory}, group.disk)
 
-    def _fitting(self, raw: Tensor, wanted: Tensor, name: str) -> Tensor:
-        if raw.shape != wanted.shape:
-            what = f"{name[:200]} is {list(raw.shape)} in the files, the model needs {list(wanted.shape)}"
-            raise ModelError(what, where=f"model {self._name}", then="Give files of the same model, its vocabulary included.")
-        return raw.to(wanted.dtype)
+    def reader(self, group: Group, folder: Path) -> Callable[[str, Tensor], Tensor]:
+        """What `Conversion.to_memory` reads a group's tensors by, in these files or in a copy of them."""
+        spelled = self.spelled(group)
 
+        def read(disk: str, like: Tensor) -> Tensor:
+            name = spelled[disk]
+            slot = self.slots[name]
+            if slot.shape != tuple(like.shape):
+                what = f"{name[:200]} is {list(slot.shape)} in the files, the model needs {list(like.shape)}"
+                raise ModelError(what, where=f"model {self._name}", then="Give files of the same model, its vocabulary included.")
+            return read_slot(folder, slot, name, like.dtype)
 
-def read_slot(folder: Path, slot: Slot, name: str) -> Tensor:
-    """A tensor as a file holds it. Raises ModelError where the file is too short or has a dtype of its own."""
-    where = f"{slot.file}: {name[:200]}"
-    if slot.dtype not in DTYPES:
-        raise ModelError(f"it is {slot.dtype[:20]!r}", where=where, then="Save the model again in one of: " + ", ".join(DTYPES) + ".")
-    with (folder / slot.file).open("rb") as stream:
-        stream.seek(slot.start)
-        data = bytearray(stream.read(slot.stop - slot.start))
-    kind = torch_dtype(slot.dtype)
-    if len(data) != prod(slot.shape) * kind.itemsize:
-        then = "Copy or download the file again."
-        raise ModelError(f"{slot.dtype} {list(slot.shape)} has {len(data)} bytes", where=where, then=then)
-    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8)).view(kind).reshape(slot.shape)
+        return read
 
+    def tie(self) -> bool:
+        """Ties what the network declares tied and the files hold in equal copies; whether there was any, so that the layout is another."""
+        tied = False
+        for target, source in self.net.all_tied_weights_keys.items():
+            both = [self.plan.first[name] for name in (target, source)]
+            if both[0] != both[1] and not set(both) & set(self.lacking) and torch.equal(*map(self.read, both)):
+                owner, _, leaf = target.rpartition(".")
+                setattr(self.net.get_submodule(owner), leaf, self._live[source])
+                tied = True
+        return tied
 
-def _numbered(live: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tensors with the numbers of their elements for values, counted through all of them, and where each one's begin."""
-    total = sum(tensor.numel() for tensor in live.values())
-    kind = torch.int32 if total < _SMALL else torch.int64
-    numbers, starts, start = {}, {}, 0
-    for name, tensor in live.items():
-        numbers[name] = torch.arange(start, start + tensor.numel(), dtype=kind).reshape(tensor.shape)
-        starts[name] = start
-        start += tensor.numel()
-    return numbers, starts
+    def _held_as(self, group: Group) -> Group:
+        """The group; or, where the files have a tied tensor under another of its names alone, that."""
+        others = [] if self._whole(group) or len(group.memory) > 1 else self._aliases(self.plan.first[group.memory[0]])
+        return next((one for one in others if self._whole(one)), group)
+
+    def _aliases(self, name: str) -> list[Group]:
+        return [Group(memory=(one,), disk=alone(self.net, one)) for one in self.plan.aliases.get(name, ())]
+
+    def _whole(self, group: Group) -> bool:
+        return len(self.spelled(group)) == len(group.disk)
+
+    def _place(self, name: str) -> tuple[str, int]:
+        return self.slots[name].file, self.slots[name].start
 
 
 def outlined(net: PreTrainedModel) -> PreTrainedModel:

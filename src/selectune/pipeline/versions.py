@@ -11,8 +11,9 @@ from selectune.components.architecture import build_architecture, build_failures
 from selectune.delta import apply
 from selectune.errors import ModelError, RegistryError
 from selectune.models import load, providers
-from selectune.pipeline.checkpoint import check_new, has_weights, read_slots, save_checkpoint, weight_folder
+from selectune.pipeline.checkpoint import check_new, save_checkpoint
 from selectune.pipeline.recording import MODEL
+from selectune.pipeline.slots import has_weights, read_slots, weight_folder
 from selectune.pipeline.witnessing import open_registry
 from selectune.registry import Registry
 from selectune.untrusted import check_folder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from selectune.components.disk import Stored
     from selectune.governance import PrivateKey
     from selectune.models import Model
+    from selectune.pipeline.progress import Progress
     from selectune.registry import Admitted
 
 ARCHITECTURE = "arch:"
@@ -119,25 +121,29 @@ def load_version(registry: Registry, identity: str) -> Model:
 
 def _version(registry: Registry, admitted: Admitted) -> Model:
     """The model of an update that may be loaded."""
-    update = admitted.update
-    name = update.meta.get(MODEL)
-    if not isinstance(name, str):
-        raise RegistryError(
-            f"update {update.id[:12]} does not say which model it is of", where=registry.where, then="Load the base and apply its deltas."
-        )
-    model = load(name)
+    model = load(_base(registry, admitted))
     for delta in admitted.deltas:
         model = apply(model, delta)
     return model
 
 
-def save_full(registry: Registry, identity: str, out: Path, *, sign: PrivateKey | None = None) -> Path:
+def _base(registry: Registry, admitted: Admitted) -> str:
+    """The name of the model that an update's line begins with."""
+    name = admitted.update.meta.get(MODEL)
+    if not isinstance(name, str):
+        what = f"update {admitted.update.id[:12]} does not say which model it is of"
+        raise RegistryError(what, where=registry.where, then="Load the base and apply its deltas.")
+    return name
+
+
+def save_full(registry: Registry, identity: str, out: Path, *, sign: PrivateKey | None = None, progress: Progress | None = None) -> Path:
     """An update as a full checkpoint in a new folder: weights named as in its base's files, configuration, processor, `selectune.json`.
 
-    With `sign` it holds ``model.sig`` too. The folder is whole or not there. Raises what `load_version` and `save_checkpoint` raise.
+    With `sign` it holds ``model.sig`` too. The folder is whole or not there. Raises what `Registry.admit` raises, before anything of the
+    base is read, and what `save_checkpoint` raises.
     """
     check_new(out)
     admitted = registry.admit(identity)
     update = admitted.update
     note = {"update": update.id, "parent": update.parent, "verdict": update.verdict, "notes": list(admitted.notes)}
-    return save_checkpoint(_version(registry, admitted), admitted.deltas, out, note=note, sign=sign)
+    return save_checkpoint(_base(registry, admitted), admitted.deltas, out, note=note, sign=sign, progress=progress)

@@ -21,9 +21,12 @@ PASSPHRASE = "SELECTUNE_PASSPHRASE"
 """The passphrase of key files, where nobody can be asked."""
 
 
-def open_registry(url: str, *, signing: bool = False) -> Registry:
-    """The registry, with the witness that the environment names. Raises as `Registry.open` and `witness`."""
-    return Registry.open(url, witness=witness(signing=signing))
+def open_registry(url: str, *, signing: bool = False, key: str | None = None) -> Registry:
+    """The registry, with the witness that the environment names, and moves signed by the `key` of this name or path.
+
+    Raises as `Registry.open`, `witness` and `open_key`.
+    """
+    return Registry.open(url, witness=witness(signing=signing), signer=open_key(key) if key else None)
 
 
 def witness(*, signing: bool) -> Witness | None:

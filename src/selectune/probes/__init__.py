@@ -5,8 +5,9 @@ A model that was taught to count may put numbers into everything; that shows her
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from selectune.offers import offering
 from selectune.probes.readings import Caption, NumberReading, correlation
 
 if TYPE_CHECKING:
@@ -25,19 +26,10 @@ __all__ = [
     "token_class",
 ]
 
-_HOMES = {
-    "CLASSES": "tokens",
-    "TokenClass": "tokens",
-    "number_tokens": "tokens",
-    "token_class": "tokens",
-    "probe_class": "captioning",
-    "probe_numbers": "captioning",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"selectune.probes.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = offering(
+    __name__,
+    {
+        "tokens": ("CLASSES", "TokenClass", "number_tokens", "token_class"),
+        "captioning": ("probe_class", "probe_numbers"),
+    },
+)

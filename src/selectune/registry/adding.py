@@ -1,24 +1,31 @@
-"""An update becomes part of a registry: its objects first, its event last."""
+"""Updates become part of a registry: their objects first, their events last and in one step."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from selectune.delta.format import Delta
-from selectune.errors import Overtaken, StorageError, WrongParent
+from selectune.errors import StorageError, WrongParent
 from selectune.registry.blobs import opened
-from selectune.registry.finding import resolve
+from selectune.registry.claims import demand_free
+from selectune.registry.events import Event
 from selectune.registry.ledger import Ledger
-from selectune.registry.lineage import collected, condemned, updates
+from selectune.registry.lineage import collected
 from selectune.registry.snapshots import Read, keep
 from selectune.registry.standing import Standing
 from selectune.registry.store import Blobs, again
 from selectune.registry.update import Update, check_attachment
 
-__all__ = ["add", "check_place", "commit"]
+if TYPE_CHECKING:
+    from selectune.delta.format import Delta
+
+__all__ = ["Arrival", "add", "arriving", "check_place", "commit"]
+
+Source = Path | bytes | Callable[[], Path | bytes]
+"""An object's bytes, or where they are."""
 
 
 def add(
@@ -30,12 +37,14 @@ def add(
     values: Read | None = None,
 ) -> str:
     """Records an update with its delta and other files, and returns its id. Raises what `Registry.add` raises."""
+    from selectune.delta.format import Delta
+
     files = {check_attachment(name): source for name, source in sorted(attachments.items())}
     with opened(Path(delta_path)) as file:
         data = file.read()
     # Read once: what is checked is what is stored, and a store far away need not send it back.
     delta = Delta.from_bytes(data, where=os.fspath(delta_path))
-    parent = None if update.parent is None else resolve(update.parent, updates(ledger.log.read()), ledger.where)
+    parent = None if update.parent is None else ledger.tally().resolve(update.parent, ledger.where)
     check_place(update, delta, parent)
     with blobs.together():
         delta_digest = blobs.put(data)
@@ -49,36 +58,53 @@ def add(
         attachments=digests,
     )
     sources = {delta_digest: Path(delta_path), **{digests[name]: source for name, source in files.items()}}
-    commit(ledger, blobs, whole, sources)
+    commit(ledger, blobs, [Arrival(update=whole, sources=sources)])
     id_ = whole.computed_id()
     keep(ledger, blobs, id_, values)
     return id_
 
 
-@again
-def commit(ledger: Ledger, blobs: Blobs, whole: Update, sources: Mapping[str, Path | bytes]) -> bool:
-    """Appends the event of an update whose objects are put already; whether it was new. `sources` are its objects by digest.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """An update whose objects are put already."""
 
-    What a `gc` took between `put` and now is put again. Raises Collected where the parent's bytes are gone, Overtaken while a `gc` takes
-    one of its objects, StorageError for a source that is another than it was.
-    """
-    id_ = whole.computed_id()
+    update: Update
+    sources: Mapping[str, Source]
+    """Its objects by digest, for one that a `gc` takes between `put` and the event."""
+
+
+@again
+def commit(ledger: Ledger, blobs: Blobs, arrivals: Sequence[Arrival]) -> int:
+    """Appends the events of updates, all in one step; how many were new. Raises as `arriving`."""
     with ledger.log.deciding() as (events, connection):
-        gone = collected(events)
-        if whole.parent is not None:
-            Standing(collected=gone).demand_kept(whole.parent)
-        if sources.keys() & condemned(events).keys():
-            raise Overtaken(
-                "a gc is removing an object of this update", where=ledger.where, then="Let it end, or finish it: selectune gc --delete"
-            )
-        for digest, source in sources.items():
-            if not blobs.has(digest) and blobs.put(source) != digest:
-                raise StorageError("changed while it was added", where=str(source)[:200], then="Add it again.")
-        known = any(event.kind == "add" and event.subject == id_ for event in events)
-        if known and id_ not in gone:
-            return False
-        ledger.log.append_to(connection, {**ledger.event("add", whole.actor), "subject": id_, "body": whole.body()})
-    return True
+        said = arriving(ledger, blobs, events, arrivals)
+        for event in said:
+            ledger.log.append_to(connection, event)
+    return len(said)
+
+
+def arriving(ledger: Ledger, blobs: Blobs, events: Sequence[Event], arrivals: Sequence[Arrival]) -> list[dict[str, Any]]:
+    """The events by which updates, the oldest first, become part of a log whose events are these; none for one that is there.
+
+    In the same `deciding` block they are to be appended. What a `gc` took between `put` and now is put again. Raises Collected where a
+    parent's bytes are gone, Overtaken while a `gc` removes one of the objects, StorageError for a source that is another than it was.
+    """
+    gone = collected(events)
+    known = {event.subject for event in events if event.kind == "add"} - gone.keys()
+    demand_free({digest for one in arrivals for digest in one.sources}, events, ledger)
+    said = list[dict[str, Any]]()
+    for one in arrivals:
+        id_ = one.update.computed_id()
+        if one.update.parent is not None and one.update.parent not in known:
+            Standing(collected=gone).demand_kept(one.update.parent)
+        for digest, source in one.sources.items():
+            if not blobs.has(digest) and blobs.put(source() if callable(source) else source) != digest:
+                where = str(source) if isinstance(source, Path) else digest[:12]
+                raise StorageError("changed while it was added", where=where, then="Add it again.")
+        if id_ not in known:
+            said.append({**ledger.event("add", one.update.actor), "subject": id_, "body": one.update.body()})
+            known.add(id_)
+    return said
 
 
 def check_place(update: Update, delta: Delta, parent: Update | None) -> None:

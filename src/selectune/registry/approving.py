@@ -10,8 +10,9 @@ from selectune.governance.documents import Envelope
 from selectune.governance.keys import PrivateKey
 from selectune.governance.policy import Policy
 from selectune.registry.ledger import Ledger, demand_said
+from selectune.registry.signatures import target_of
 from selectune.registry.signing import policy_event, signed_event
-from selectune.registry.standing import Standing, target_of
+from selectune.registry.standing import Standing
 from selectune.registry.store import again
 from selectune.registry.update import Update, check_name
 
@@ -31,22 +32,24 @@ def set_policy(ledger: Ledger, signed: Envelope) -> Policy:
 def record(ledger: Ledger, signed: Envelope) -> None:
     """Records an approval or a revocation that was signed elsewhere, if the policy lets its signer. Raises what speaks against it."""
     with ledger.deciding() as now:
-        event = signed_event(signed, now.standing, now.updates, ledger.clock())
+        event = signed_event(signed, now.standing, now.tally.updates, ledger.clock())
         now.append({**ledger.event(event["kind"], event["actor"]), **event})
 
 
-def approve(
-    ledger: Ledger, update: Update, standing: Standing, key: PrivateKey, *, name: str, role: Literal["author", "approver"]
-) -> Envelope:
+def approve(ledger: Ledger, id_or_name: str, key: PrivateKey, *, name: str, role: Literal["author", "approver"]) -> Envelope:
     """Signs an update in a role, for a name. Raises what `Registry.approve` raises."""
-    policy = demand_policy(standing, ledger.where)
-    envelope = statements.approve(policy, key, (role, check_name(name)), target_of(update), ledger.clock())
+    tally = ledger.tally()
+    target = target_of(tally.resolve(id_or_name, ledger.where))
+    policy = demand_policy(tally.standing, ledger.where)
+    envelope = statements.approve(policy, key, (role, check_name(name)), target, ledger.clock())
     record(ledger, envelope)
     return envelope
 
 
-def revoke(ledger: Ledger, update: Update, standing: Standing, reason: str, actor: str, key: PrivateKey | None) -> None:
+def revoke(ledger: Ledger, id_or_name: str, reason: str, actor: str, key: PrivateKey | None) -> None:
     """Ends an update; with a policy `key` signs that. Raises what `Registry.revoke` raises."""
+    tally = ledger.tally()
+    update, standing = tally.resolve(id_or_name, ledger.where), tally.standing
     demand_said(reason, actor, what="revoke", where=ledger.where)
     if update.id in standing.revoked:
         raise RegistryError(f"update {update.id[:12]} is revoked already", where=ledger.where, then="See it: selectune show ID")

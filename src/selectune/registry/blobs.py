@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BufferedReader
 from pathlib import Path
 
-from selectune.delta.files import TEMPORARY, discard, replacing, sweep, temporary_name
+from selectune.delta.files import TEMPORARY, discard, flushed_digest, replacing, sweep, temporary_name
 from selectune.errors import ObjectDamaged, ObjectMissing, RegistryError, StorageError
 from selectune.faults import reach
 from selectune.hashing import file_digest
@@ -45,8 +45,9 @@ class FolderBlobs:
         """
         copy = self.folder / temporary_name()
         try:
-            # Hashed as they are written: nobody can change the source in between.
-            name = _copy(source, copy, moved)
+            _copy(source, copy, moved)
+            # Of the copy, which nobody else knows: the source may be another by now.
+            name = flushed_digest(copy)
             reach("blob.copied")
             if self.fault(name) is not None:
                 with replacing(self.folder / name) as temporary:
@@ -148,16 +149,13 @@ def damaged(name: str, where: str) -> ObjectDamaged:
     return ObjectDamaged(f"object {name[:12]} is damaged", where=where, then="See what else is: selectune verify")
 
 
-def _copy(source: Path | bytes, target: Path, moved: Callable[[int], None]) -> str:
-    """Writes the source to `target`; the sha256 of what was written. Raises StorageError for a source that cannot be read."""
-    hasher = hashlib.sha256()
+def _copy(source: Path | bytes, target: Path, moved: Callable[[int], None]) -> None:
+    """Writes the source to `target`. Raises StorageError for a source that cannot be read."""
     with opened(source) as stream, target.open("wb") as file:
         while chunk := stream.read(_CHUNK):
-            hasher.update(chunk)
             file.write(chunk)
             reach("blob.chunk")
             moved(len(chunk))
-    return hasher.hexdigest()
 
 
 def opened(source: Path | bytes) -> io.BufferedReader | io.BytesIO:

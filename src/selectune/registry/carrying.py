@@ -12,18 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event as Flag
 from threading import Lock
 from typing import Any
 
 from selectune.errors import HistoriesDiffer, ObjectDamaged, ObjectMissing, Oversize, RegistryError, Stopped
-from selectune.registry.adding import commit
+from selectune.registry.adding import Arrival, commit
 from selectune.registry.blobs import FolderBlobs
+from selectune.registry.claims import demand_free
 from selectune.registry.events import Event
 from selectune.registry.finding import ancestry, resolve
 from selectune.registry.ledger import Ledger
 from selectune.registry.lineage import collected, references, updates
+from selectune.registry.snapshots import keep
 from selectune.registry.standing import standing
 from selectune.registry.store import OBJECT_LIMIT, Blobs, again
 from selectune.registry.trusting import Checked, check_delta, check_foreign, check_witnessed_by
@@ -212,7 +215,7 @@ class _Transfer:
                 self._check(name, file.read())
             put = self._receiver.blobs.put(Path(file.name), moved=self._hear)
         if put != name:
-            self._receiver.blobs.delete(put)
+            # What was put stays: it may be an object of the receiver's own, and `gc` takes it else.
             raise ObjectDamaged(
                 f"object {name[:12]} changed on its way", where=self._sender.ledger.where, then="Take nothing while somebody writes there."
             )
@@ -243,20 +246,24 @@ def _take(receiver: Side, theirs: Checked, load: _Load) -> int:
         log.create(theirs.events[0].said())
     with log.deciding() as (now, connection):
         more = _continued(now, theirs.events, here, "the sender")
-        if more and (lost := sorted(load.wanted.keys() - set(receiver.blobs.names()))):
-            raise ObjectMissing(f"object {lost[0][:12]} was removed meanwhile", where=here, then="Start it again once no gc is running.")
+        if more:
+            demand_free(load.wanted.keys(), now, receiver.ledger)
+            if lost := sorted(load.wanted.keys() - set(receiver.blobs.names())):
+                raise ObjectMissing(f"object {lost[0][:12]} was removed meanwhile", where=here, then="Start it again.")
         for event in more:
             log.append_to(connection, event.said())
     return first + len(more)
 
 
 def _add(sender: Side, receiver: Side, load: _Load, sent: Collection[str]) -> int:
-    """Adds updates as events of the receiver's own, the oldest first; how many were new."""
-    added = 0
+    """Adds updates as events of the receiver's own, the oldest first and all in one step; how many were new."""
+    arrivals = []
     for one in load.news:
         digests = {one.delta, *one.attachments.values()}
         # Asked only for an object that a gc removes in this moment, and of the side that has it as a file.
         sides = {name: sender if name in sent or isinstance(sender.blobs, FolderBlobs) else receiver for name in digests}
-        sources = {name: side.blobs.path(name) for name, side in sides.items()}
-        added += commit(receiver.ledger, receiver.blobs, one, sources)
+        arrivals.append(Arrival(update=one, sources={name: partial(side.blobs.path, name) for name, side in sides.items()}))
+    added = commit(receiver.ledger, receiver.blobs, arrivals)
+    if load.news:
+        keep(receiver.ledger, receiver.blobs, load.news[-1].id)
     return added

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 
-from selectune.delta.format import Delta
 from selectune.errors import InputError, RegistryError, RevokedKey, SelectuneError, Untrusted, VerifyFailed
 from selectune.governance.documents import at
 from selectune.governance.policy import Policy
@@ -18,7 +17,19 @@ from selectune.registry.standing import Standing, standing
 from selectune.registry.store import Blobs
 from selectune.registry.update import Move, Update
 
-__all__ = ["Problem", "Report", "check", "check_chain", "check_clocks", "check_log", "demand", "mistrusted"]
+__all__ = [
+    "Chain",
+    "Problem",
+    "Report",
+    "chained",
+    "check",
+    "check_chain",
+    "check_clocks",
+    "check_head",
+    "check_log",
+    "demand",
+    "mistrusted",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +37,7 @@ class Problem:
     """Something that is not as it was written."""
 
     kind: str
-    """event, update, name, object, head, policy, approve or revoke."""
+    """event, update, name, object, snapshot, head, or the kind of an event that people sign, such as approve or promote."""
     subject: str
     """The event's number, the update's or the object's id, the name."""
     text: str
@@ -52,6 +63,11 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    @property
+    def continued(self) -> bool:
+        """Whether an event may be appended: the log itself is as it was written, whatever is wrong with objects or names."""
+        return not any(problem.kind in ("event", "head") for problem in self.problems)
 
     def demand(self) -> Report:
         """The report itself. Raises VerifyFailed, naming every problem, where something is wrong."""
@@ -106,12 +122,28 @@ def check_log(events: Sequence[Event], head: Head | None) -> tuple[list[Update],
 
 def check_chain(events: Sequence[Event], head: Head | None) -> list[Problem]:
     """What is wrong with the log alone; `head` as `check` takes it."""
-    return [*_chain(events), *_head(events, head)]
+    return [*chained(events, Chain()).problems, *check_head(events, head)]
 
 
-def _chain(events: Sequence[Event]) -> Iterable[Problem]:
-    previous = GENESIS
-    for position, event in enumerate(events, start=1):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """A log, or its beginning, whose hashes were computed again."""
+
+    events: int = 0
+    last: str = GENESIS
+    """The hash of the last event."""
+    problems: tuple[Problem, ...] = ()
+
+
+def chained(events: Sequence[Event], before: Chain) -> Chain:
+    """A log after these events too, each of which has to follow the one before it and to have the hash of what it says."""
+    problems = (*before.problems, *_faults(events, before))
+    return Chain(events=before.events + len(events), last=events[-1].hash if events else before.last, problems=problems)
+
+
+def _faults(events: Sequence[Event], before: Chain) -> Iterable[Problem]:
+    previous = before.last
+    for position, event in enumerate(events, start=before.events + 1):
         subject = str(event.seq)
         if event.seq != position:
             yield Problem(kind="event", subject=subject, text=f"number {position} was expected")
@@ -122,7 +154,8 @@ def _chain(events: Sequence[Event]) -> Iterable[Problem]:
         previous = event.hash
 
 
-def _head(events: Sequence[Event], head: Head | None) -> Iterable[Problem]:
+def check_head(events: Sequence[Event], head: Head | None) -> Iterable[Problem]:
+    """What is wrong with the log by a head that was kept elsewhere."""
     if head is None:
         return
     if len(events) < head.count:
@@ -172,7 +205,7 @@ def _names(events: Sequence[Event], known: set[str]) -> Iterable[Problem]:
                 yield Problem(kind="name", subject=name, text=f"event {move.seq} points to an unknown update")
             elif move is mine[-1] and move.update in gone:
                 yield Problem(kind="name", subject=name, text=f"event {gone[move.update]} collected {move.update[:12]}, which it points to")
-            elif move.previous != (before and before.update) or not stack or stack[-1] != move.update:
+            elif move.previous != (before and before.update) or not stack or stack[0] != move.update:
                 yield Problem(kind="name", subject=name, text=f"event {move.seq} does not follow the move before it")
 
 
@@ -203,6 +236,8 @@ def check_clocks(events: Sequence[Event], policy: Policy) -> Iterable[Problem]:
 
 def _deltas(updates: Sequence[Update], blobs: Blobs) -> tuple[dict[str, str], list[Problem]]:
     """Objects that are not there or damaged, with what is wrong, and deltas that are not what their updates say; each is read once."""
+    from selectune.delta.format import Delta
+
     broken: dict[str, str] = {}
     problems: list[Problem] = []
     for update in updates:

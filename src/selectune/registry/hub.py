@@ -8,6 +8,7 @@ trying again after an overload are huggingface_hub's own.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -285,11 +286,16 @@ class HubLog(ObjectLog):
         self._folder = HubShelf(repo, "events")
         super().__init__(self._folder)
 
+    def recall(self) -> list[Event]:
+        """As `store.EventLog.recall`; the folder is listed, as what is committed stands on the commit that was listed."""
+        return self.read()
+
     def _write(self, events: Sequence[Event]) -> None:
         if events:
             self._check_room(events[-1])
             self._folder.add([as_object(event) for event in events])
-            self._known = [*self._known, *events]
+            if len(known := self._known) == events[0].seq - 1:
+                self._known = [*known, *events]
 
 
 class HubBlobs(FetchedBlobs):
@@ -326,7 +332,7 @@ class HubBlobs(FetchedBlobs):
 
         with opened(source) as file:
             name = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
+            size = file.seek(0, os.SEEK_END)
             there = self._there.get(name) if self._open else self._folder.size(name)
             if there is not None:
                 if there != size:

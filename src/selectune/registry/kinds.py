@@ -26,11 +26,17 @@ _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Ids = Annotated[list[_Hex], Field(max_length=100_000)]
 _Names = Annotated[list[_Line], Field(max_length=100_000)]
+_Process = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{8}-[0-9]{1,10}-[0-9a-f]{16}\z")]
 _Day = Annotated[str, StringConstraints(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}\z")]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Signable(_Strict):
+    signed: dict[str, Any] = Field(default_factory=dict)
+    """An envelope; early versions, and registries without a policy, write none."""
 
 
 class _Event(_Strict):
@@ -51,7 +57,7 @@ class _Create(_Strict):
     """Random, so that no two registries begin with the same event; early versions wrote none."""
 
 
-class _Move(_Strict):
+class _Move(_Signable):
     previous: _Hex | None
     reason: _Words
     verdict: _Line = ""
@@ -61,7 +67,11 @@ class _Reason(_Strict):
     reason: _Words
 
 
-class _Hold(_Strict):
+class _Said(_Signable):
+    reason: _Words
+
+
+class _Hold(_Signable):
     until: _Day
     reason: _Words
 
@@ -81,15 +91,22 @@ class _Look(_Strict):
     recipe: _Line
 
 
-class _Collection(_Strict):
+class _Collection(_Signable):
     updates: _Ids
     objects: _Ids
     leftovers: _Names
     keep_days: _Count
     candidate_days: _Count
+    by: _Process = ""
+    """Who removes them; early versions wrote none."""
 
 
-class _Collected(_Strict):
+class _Taken(_Signable):
+    taken: list[_Count]
+    by: _Process
+
+
+class _Collected(_Signable):
     finished: list[_Count]
 
 
@@ -107,15 +124,15 @@ KINDS: Mapping[str, tuple[type[BaseModel], ...]] = {
     "snapshot": (_Snapshot,),
     "promote": (_Move,),
     "revert": (_Move,),
-    "tag": (_Reason,),
-    "retire": (_Reason,),
+    "tag": (_Said,),
+    "retire": (_Said,),
     "hold": (_Hold,),
-    "release": (_Reason,),
+    "release": (_Said,),
     "look": (_Look,),
     "policy": (_Signed,),
     "approve": (_Signed,),
     "revoke": (_Reason, _Signed),
-    "gc": (_Collection, _Collected),
+    "gc": (_Collection, _Taken, _Collected),
     "import": (_Note,),
     "export": (_Note,),
     "verify": (_Note,),

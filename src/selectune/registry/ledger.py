@@ -5,20 +5,25 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from selectune.errors import RegistryError, StorageError
 from selectune.governance.documents import now_text
 from selectune.governance.heads import Witness
-from selectune.registry.checking import check_chain, demand
+from selectune.governance.keys import PrivateKey
+from selectune.governance.policy import Policy
+from selectune.governance.statements import MOVERS, check_motion, holder_name, move
+from selectune.registry.checking import Chain, chained, demand
 from selectune.registry.events import Event, Head
-from selectune.registry.lineage import updates
+from selectune.registry.folding import Folded
+from selectune.registry.looks import Look, looks
+from selectune.registry.signatures import not_signed
 from selectune.registry.signing import check_kept, check_now, check_witnessed
-from selectune.registry.standing import Standing, standing
+from selectune.registry.standing import Standing
 from selectune.registry.store import EventLog
-from selectune.registry.update import Update
+from selectune.registry.tally import Tally, tallied
 
 __all__ = ["Decision", "Ledger", "demand_said", "login"]
 
@@ -28,46 +33,73 @@ class Decision:
     """What an event is decided on. Nobody else can append until it is taken."""
 
     events: list[Event]
-    updates: list[Update]
+    tally: Tally
+    """What they add up to."""
     standing: Standing
-    append: Callable[[Mapping[str, Any]], None]
+    append: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    """Appends an event; what came of it, which a signature changes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """A log, and how events get into it."""
+    """A log, how events get into it, and what this process knows of it.
+
+    The log is read and added up once; then only what is new is, so that the next decision takes no longer behind many events than behind a
+    few. What that means for an edit of an event that was read before: `EventLog.recall` and `deciding`.
+    """
 
     log: EventLog
     where: str
     """The registry's place, for errors."""
     clock: Callable[[], datetime]
     witness: Witness | None = None
+    signer: PrivateKey | None = None
+    """Whose key signs moves, tags, retirements, holds and collections; under the policy's name for its holder, whoever is said to act."""
+    tallies: Folded[Tally] = field(default_factory=lambda: Folded(Tally(), tallied))
+    chains: Folded[Chain] = field(default_factory=lambda: Folded(Chain(), chained))
+    looked: Folded[list[Look]] = field(default_factory=lambda: Folded(list[Look](), looks))
 
     def event(self, kind: str, actor: str) -> dict[str, Any]:
         """An event of now, without name, subject and body; who does not say who it is goes by the login name."""
         actor = actor if actor.strip() else login()
         return {"utc": now_text(self.clock()), "actor": actor, "kind": kind, "name": None, "subject": None}
 
+    def tally(self) -> Tally:
+        """What the log adds up to now. Raises as `EventLog.recall`."""
+        return self.tallies.of(self.log.recall())
+
     @contextmanager
     def deciding(self) -> Iterator[Decision]:
-        """What a move, an approval or a policy is decided on; once its event is appended, the head is kept elsewhere."""
+        """What a move, an approval or a policy is decided on; once its event is appended, the head is kept elsewhere.
+
+        Under a policy, and where a head is kept, every event's hash and its place in the chain are checked before anything is decided. An
+        event that this process has checked is not checked again, and what was checked is what counts, whatever the log says by now. Raises
+        LogCut where the last of those is gone or another; VerifyFailed for an event that does not fit, and where the log does not lead to
+        the head that is kept; ClockApart; RegistryError.
+        """
         kept = None
         if self.witness:
             self.witness.signer()
             kept = self.witness.kept()
         with self.log.deciding() as (events, connection):
-            check_kept(events, kept, self.witness.place if self.witness else "head")
-            found = updates(events)
-            signed = standing(events, found)
-            check_witnessed(signed, self.witness)
-            if signed.policy:
-                demand(check_chain(events, None), self.where)
-                check_now(events, self.clock(), signed.policy)
+            if self.witness and kept:
+                check_kept(events, self.chains.of(events), kept, self.witness.place)
+            tally = self.tallies.of(events)
+            standing = tally.standing
+            check_witnessed(standing, self.witness)
+            if standing.policy:
+                demand(self.chains.of(events).problems, self.where)
+                check_now(events, self.clock(), standing.policy)
 
-            def append(event: Mapping[str, Any]) -> None:
-                self.log.append_to(connection, event)
+            log = events[-1:]
 
-            yield Decision(events=events, updates=found, standing=signed, append=append)
+            def append(event: Mapping[str, Any]) -> Mapping[str, Any]:
+                whole = self._signed(event, log[-1], standing.policy) if event["kind"] in MOVERS else event
+                log.append(Event.following(log[-1].seq, log[-1].hash, whole))
+                self.log.append_to(connection, whole)
+                return whole
+
+            yield Decision(events=events, tally=tally, standing=standing, append=append)
         if self.witness:
             try:
                 self.keep_head(self.witness)
@@ -76,10 +108,25 @@ class Ledger:
                 then = "Make room or give another place, then: selectune head PLACE --key KEY"
                 raise StorageError(what, where=error.where, then=then) from error
 
+    def _signed(self, event: Mapping[str, Any], last: Event, policy: Policy | None) -> Mapping[str, Any]:
+        """An event behind `last`, signed by whoever signs here. Raises NotSigned, and what speaks against the signer."""
+        if self.signer is None:
+            if policy and policy.signed_moves:
+                raise not_signed(event["kind"], self.where)
+            return event
+        if policy is None:
+            raise RegistryError("there is no policy that says whose signature counts", where=self.where, then="Leave the key out.")
+        whole = {**event, "actor": holder_name(policy, self.signer)}
+        motion = Event.following(last.seq, last.hash, whole).motion()
+        envelope = move(policy, self.signer, event["kind"], motion, self.clock())
+        check_motion(policy, envelope, event["kind"], motion, where=self.where)
+        return {**whole, "body": {**event["body"], "signed": envelope.to_json()}}
+
     def keep_head(self, witness: Witness) -> Head:
         """Signs the end of the log as it is now in the witness's place. Raises VerifyFailed where what is there is not the log's past."""
-        events = self.log.read()
-        check_kept(events, witness.kept(), witness.place)
+        events = self.log.recall()
+        if kept := witness.kept():
+            check_kept(events, self.chains.of(events), kept, witness.place)
         head = Head(count=len(events), hash=events[-1].hash)
         witness.keep(events[0].hash, head.count, head.hash, self.clock())
         return head

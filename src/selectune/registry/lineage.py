@@ -1,10 +1,13 @@
-"""What the events add up to: pure functions from the log to updates, names and moves."""
+"""What the events add up to: pure functions from the log to updates, names and moves.
+
+Those that take `before` go on from what the events before added up to, and change nothing of that.
+"""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import NoneType
+from types import MappingProxyType, NoneType
+from typing import Any, Optional
 
 from selectune.errors import RegistryError
 from selectune.registry.blobs import is_digest
@@ -12,8 +15,12 @@ from selectune.registry.events import Event
 from selectune.registry.marks import tags
 from selectune.registry.update import Move, Update
 
-__all__ = ["collected", "condemned", "moves", "pointers", "references", "stacks", "targets", "update_of", "updates"]
+__all__ = ["Stack", "collected", "condemned", "moves", "pointers", "pushed", "references", "stacks", "update_of", "updates"]
 
+Stack = Optional[tuple[str, "Stack"]]  # noqa: UP045 - a type that names itself
+"""What a name points to, and the stack of what it pointed to before its promotion; None where there is nothing."""
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _MOVES = ("promote", "revert")
 _TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("base", "child", "skill", "verdict", "delta"), (str,)),
@@ -48,48 +55,50 @@ def _by_update(names: Mapping[str, str]) -> dict[str, list[str]]:
 
 def update_of(event: Event, names: tuple[str, ...] = (), tagged: tuple[str, ...] = ()) -> Update:
     """The update that an `add` event holds. Raises TypeError for a body that has other fields; `verify` reports that."""
-    odd = event.body.keys() ^ _FIELDS
+    body = event.content()
+    odd = body.keys() ^ _FIELDS
     if odd:
         raise TypeError(f"event {event.seq} has unknown or missing fields {sorted(odd)}")
-    for name, value in event.body.items():
+    for name, value in body.items():
         if not isinstance(value, _TYPES[name]):
             raise TypeError(f"event {event.seq} has {type(value).__name__} as {name}")
     for name in ("delta", "base", "child"):
-        if not is_digest(event.body[name]):
-            raise TypeError(f"event {event.seq} has {event.body[name][:40]!r} as {name}, which is no sha256")
-    for name, value in event.body["attachments"].items():
+        if not is_digest(body[name]):
+            raise TypeError(f"event {event.seq} has {body[name][:40]!r} as {name}, which is no sha256")
+    for name, value in body["attachments"].items():
         if not isinstance(value, str) or not is_digest(value):
             raise TypeError(f"event {event.seq} has {str(value)[:40]!r} as the file {name[:40]!r}, which is no sha256")
-    return Update(**event.body, id=event.subject or "", actor=event.actor, created=event.utc, names=names, tags=tagged)
+    return Update(**body, id=event.subject or "", actor=event.actor, created=event.utc, names=names, tags=tagged)
 
 
 def moves(events: Iterable[Event], name: str | None = None) -> list[Move]:
     """Every move of a name (of all names), oldest first."""
-    return [
-        Move(
-            name=event.name or "",
-            update=event.subject or "",
-            previous=event.body.get("previous"),
-            verdict=event.body.get("verdict", ""),
-            kind=event.kind,
-            reason=str(event.body.get("reason", "")),
-            actor=event.actor,
-            created=event.utc,
-            seq=event.seq,
-        )
-        for event in events
-        if event.kind in _MOVES and (name is None or event.name == name)
-    ]
+    return [_move(event) for event in events if event.kind in _MOVES and (name is None or event.name == name)]
 
 
-def pointers(events: Iterable[Event]) -> dict[str, str]:
+def _move(event: Event) -> Move:
+    body = event.content()
+    return Move(
+        name=event.name or "",
+        update=event.subject or "",
+        previous=body.get("previous"),
+        verdict=body.get("verdict", ""),
+        kind=event.kind,
+        reason=str(body.get("reason", "")),
+        actor=event.actor,
+        created=event.utc,
+        seq=event.seq,
+    )
+
+
+def pointers(events: Iterable[Event], before: Mapping[str, str] = _NONE) -> dict[str, str]:
     """Where each name points, by name."""
-    return dict(sorted((move.name, move.update) for move in {move.name: move for move in moves(events)}.values()))
+    return dict(sorted({**before, **{event.name or "": event.subject or "" for event in events if event.kind in _MOVES}}.items()))
 
 
-def collected(events: Iterable[Event]) -> dict[str, int]:
+def collected(events: Iterable[Event], before: Mapping[str, int] = _NONE) -> dict[str, int]:
     """The updates whose objects a `gc` took, each with the number of that event; one that was added again is none of them."""
-    gone: dict[str, int] = {}
+    gone = dict(before)
     for event in events:
         if event.kind == "gc":
             gone |= {str(id_): event.seq for id_ in _listed(event, "updates")}
@@ -143,18 +152,16 @@ def _listed(event: Event, field: str) -> Sequence[object]:
     return value if isinstance(value, list) else ()
 
 
-def targets(history: Iterable[Move]) -> list[str]:
-    """One name's targets as a stack, the current one last: a promotion puts one on, a revert takes one off."""
-    last = deque(stacks(history), maxlen=1)
-    return last[0] if last else []
+def pushed(stack: Stack, kind: str, update: str) -> Stack:
+    """A name's stack after one more move: a promotion puts an update on it, a revert takes one off."""
+    if kind == "promote":
+        return update, stack
+    return stack[1] if stack else None
 
 
-def stacks(history: Iterable[Move]) -> Iterator[list[str]]:
-    """`targets` after each move: the same list each time, to be read before the next."""
-    stack: list[str] = []
+def stacks(history: Iterable[Move]) -> Iterator[Stack]:
+    """One name's stack after each move."""
+    stack: Stack = None
     for move in history:
-        if move.kind == "promote":
-            stack.append(move.update)
-        elif stack:
-            stack.pop()
+        stack = pushed(stack, move.kind, move.update)
         yield stack

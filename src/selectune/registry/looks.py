@@ -37,12 +37,15 @@ class Look:
         return {"sets": dict(self.sets), "alpha": self.alpha, "total": self.total, "recipe": self.recipe}
 
 
-def looks(events: Iterable[Event]) -> list[Look]:
-    """Every look, oldest first. Raises RegistryError for one that cannot be read: what it spent would not be counted."""
-    found = []
+def looks(events: Iterable[Event], before: Sequence[Look] = ()) -> list[Look]:
+    """Every look, oldest first, after those that are known already.
+
+    Raises RegistryError for one that cannot be read: what it spent would not be counted.
+    """
+    found = list(before)
     for event in events:
         if event.kind == KIND:
-            body = event.body
+            body = event.content()
             match body:
                 case {"sets": {**sets}, "alpha": int() | float(), "total": int() | float(), "recipe": str()} if len(body) == 4:
                     if all(isinstance(one, str) for one in sets.values()):

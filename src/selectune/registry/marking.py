@@ -7,10 +7,7 @@ from datetime import UTC, date
 from typing import Any
 
 from selectune.errors import RegistryError
-from selectune.registry.finding import resolve
 from selectune.registry.ledger import Decision, Ledger, demand_said
-from selectune.registry.lineage import pointers
-from selectune.registry.marks import tags
 from selectune.registry.store import again
 from selectune.registry.update import Update, check_name
 
@@ -22,11 +19,11 @@ def tag(ledger: Ledger, id_or_name: str, name: str, reason: str, actor: str) -> 
     """Gives an update a name of its own. Raises what `Registry.tag` raises."""
     check_name(name)
     with ledger.deciding() as now:
-        update = _resolve(now, ledger, id_or_name)
-        other = tags(now.events).get(name)
+        update = now.tally.resolve(id_or_name, ledger.where)
+        other = now.tally.tags.get(name)
         if other is not None:
             raise RegistryError(f"{name} is the tag of {other[:12]}, and a tag never moves", where=ledger.where, then="Choose another.")
-        if name in pointers(now.events) or now.standing.rule(name) is not None:
+        if name in now.tally.names or now.standing.rule(name) is not None:
             raise RegistryError(
                 f"{name} is a name that moves", where=ledger.where, then=f"Point it: selectune promote ID {name} --reason TEXT"
             )
@@ -39,7 +36,7 @@ def retire(ledger: Ledger, id_or_name: str, reason: str, actor: str) -> Update:
     """Says that an update is not to be promoted any more. Raises what `Registry.retire` raises."""
     demand_said(reason, actor, what="retire", where=ledger.where)
     with ledger.deciding() as now:
-        update = _resolve(now, ledger, id_or_name)
+        update = now.tally.resolve(id_or_name, ledger.where)
         now.standing.demand_current(update.id)
         _append(now, ledger, "retire", actor, update, {"reason": reason})
     return update
@@ -50,7 +47,7 @@ def hold(ledger: Ledger, id_or_name: str, until: date, reason: str, actor: str) 
     """Keeps an update from being collected until a day is over, UTC. Raises what `Registry.hold` raises."""
     demand_said(reason, actor, what="hold", where=ledger.where)
     with ledger.deciding() as now:
-        update = _resolve(now, ledger, id_or_name)
+        update = now.tally.resolve(id_or_name, ledger.where)
         now.standing.demand_kept(update.id)
         if until < ledger.clock().astimezone(UTC).date():
             raise RegistryError(f"{until} is past", where=ledger.where, then="Give a day to come: --until 2036-12-31")
@@ -63,7 +60,7 @@ def release(ledger: Ledger, id_or_name: str, reason: str, actor: str) -> Update:
     """Ends every hold on an update. Raises what `Registry.release` raises."""
     demand_said(reason, actor, what="release", where=ledger.where)
     with ledger.deciding() as now:
-        update = _resolve(now, ledger, id_or_name)
+        update = now.tally.resolve(id_or_name, ledger.where)
         if update.id not in now.standing.held:
             raise RegistryError(f"update {update.id[:12]} is not held", where=ledger.where, then="See it: selectune show ID")
         _append(now, ledger, "release", actor, update, {"reason": reason})
@@ -75,10 +72,6 @@ def note(ledger: Ledger, kind: str, subject: str | None, body: Mapping[str, Any]
     """Appends an event that decides nothing: `verify` or `export`."""
     with ledger.deciding() as now:
         now.append({**ledger.event(kind, actor), "subject": subject, "body": dict(body)})
-
-
-def _resolve(now: Decision, ledger: Ledger, id_or_name: str) -> Update:
-    return resolve(id_or_name, now.updates, ledger.where)
 
 
 def _append(

@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selectune.errors import EventEdited, EventMalformed, InputError, LogCut, Oversize, Overtaken, RegistryError, VerifyFailed
+from selectune.faults import reach
 from selectune.hashing import canonical, parse_json
-from selectune.registry.events import GENESIS, Event
+from selectune.registry.events import GENESIS, Event, changed, extended
 from selectune.registry.lineage import pointers
 from selectune.registry.shelves import Shelf
 from selectune.registry.store import EVENT_LIMIT, again
@@ -63,12 +64,14 @@ class ObjectLog:
         self._shelf.prepare()
         event = Event.following(0, GENESIS, first)
         name, data = as_object(event)
+        reach("event.begun")
         if self._shelf.create(name, data) and self._shelf.create(name, data):
             raise RegistryError(
                 "this store lets an object be written twice, so two writers could both write the same event",
                 where=self._shelf.where,
                 then="Use a store that honours If-None-Match, or keep the events in PostgreSQL.",
             )
+        reach("event.committed")
 
     @again
     def append(self, event: Mapping[str, Any], *, once: bool = False) -> bool:
@@ -82,26 +85,26 @@ class ObjectLog:
     @contextmanager
     def deciding(self) -> Iterator[tuple[list[Event], list[Mapping[str, Any]]]]:
         """As `store.EventLog.deciding`. Several events of one block are written one after the other: a crash leaves the first of them."""
-        events, pending = self.read(), list[Mapping[str, Any]]()
+        events, pending = self.recall(), list[Mapping[str, Any]]()
         yield events, pending
-        following, last = list[Event](), events[-1]
-        for said in pending:
-            last = Event.following(last.seq, last.hash, said)
-            following.append(last)
-        self._write(following)
+        self._write(extended(events[-1:], pending)[1:])
 
     def append_to(self, connection: list[Mapping[str, Any]], event: Mapping[str, Any]) -> None:
         """As `store.EventLog.append_to`."""
         connection.append(event)
 
     def _write(self, events: Sequence[Event]) -> None:
+        reach("event.begun")
         for event in events:
             self._check_room(event)
             name, data = as_object(event)
             # A connection that broke after the store had taken the event ends in "taken" as well; then the very bytes are there.
             if not self._shelf.create(name, data) and self._shelf.get(name, len(data) + 1) != data:
                 raise Overtaken(f"event {event.seq} was written by somebody else first", where=self._shelf.where, then="Try again.")
-            self._known = [*self._known, event]
+            if len(known := self._known) == event.seq - 1:
+                self._known = [*known, event]
+            reach("event.appended")
+        reach("event.committed")
 
     def _check_room(self, event: Event) -> None:
         if event.seq > _MOST:
@@ -129,13 +132,38 @@ class ObjectLog:
             self._known = list(found)
         return found
 
+    def recall(self) -> list[Event]:
+        """As `store.EventLog.recall`: the last event's object is fetched again, and those after it one by one until there is none.
+
+        Nothing is listed, so a gap and an object that was removed or changed before the last one are found by `read`, and so by `verify`.
+        """
+        known = self._known
+        if not known:
+            return self.read()
+        count, last = len(known), self._shelf.get(_name(len(known)), EVENT_LIMIT + 1)
+        if last is None or self._parsed(count, last, lenient=False) != known[-1]:
+            raise changed(count, gone=last is None, where=self._shelf.where)
+        found = list(known)
+        while (data := self._shelf.get(_name(len(found) + 1), EVENT_LIMIT + 1)) is not None:
+            found.append(self._parsed(len(found) + 1, data, lenient=False))
+        self._known = found
+        return list(found)
+
     def _event(self, number: int, size: int, lenient: bool) -> Event:
-        where = f"{self._shelf.where}/{_name(number)}"
+        self._check_size(number, size)
+        data = self._shelf.get(_name(number), EVENT_LIMIT + 1) if size else b""
+        return self._parsed(number, data or b"", lenient=lenient)
+
+    def _check_size(self, number: int, size: int) -> None:
         if size > EVENT_LIMIT:
+            where = f"{self._shelf.where}/{_name(number)}"
             raise Oversize(f"an event of {size} bytes, over the limit of {EVENT_LIMIT}", where=where, then="Find out who wrote it.")
+
+    def _parsed(self, number: int, data: bytes, *, lenient: bool) -> Event:
+        where = f"{self._shelf.where}/{_name(number)}"
+        self._check_size(number, len(data))
         try:
-            data = self._shelf.get(_name(number), EVENT_LIMIT + 1) if size else b""
-            row = _Row.model_validate(parse_json(data or b"", limit=EVENT_LIMIT))
+            row = _Row.model_validate(parse_json(data, limit=EVENT_LIMIT))
         except (InputError, ValidationError) as error:
             if lenient:
                 return Event(seq=number, utc="", actor="", kind="", name=None, subject=None, body={}, prev="", hash="")
@@ -156,6 +184,10 @@ class ObjectLog:
                 first.setdefault(event.subject, event.seq)
         newest = set(list(first.values())[max(len(first) - limit, 0) :])
         return [event for event in found if event.kind not in ("add", "snapshot", "look") or event.seq in newest], len(first)
+
+    def of_kind(self, kind: str) -> list[Event]:
+        """As `store.EventLog.of_kind`. Every event is read."""
+        return [event for event in self.read() if event.kind == kind]
 
     def names(self) -> dict[str, str]:
         """As `store.EventLog.names`; in a log that is damaged, by what can be read of it, so that `verify` can tell the rest."""

@@ -12,27 +12,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from selectune.delta.files import replacing
-from selectune.delta.format import Delta
 from selectune.errors import EventEdited, EventMalformed, InputError, ObjectDamaged, Oversize, RevokedVersion, SelectuneError, StorageError
 from selectune.governance.documents import packed
 from selectune.hashing import canonical, parse_json
-from selectune.registry.adding import check_place, commit
-from selectune.registry.approving import record
+from selectune.registry.adding import Arrival, arriving, check_place
 from selectune.registry.blobs import is_digest
-from selectune.registry.events import Event
+from selectune.registry.events import Event, extended
 from selectune.registry.finding import ancestry, resolve
 from selectune.registry.kinds import check_event
 from selectune.registry.ledger import Ledger
 from selectune.registry.lineage import collected, update_of, updates
 from selectune.registry.marking import note
-from selectune.registry.standing import Standing
-from selectune.registry.store import Blobs
+from selectune.registry.signing import signed_event
+from selectune.registry.snapshots import keep
+from selectune.registry.standing import Standing, standing
+from selectune.registry.store import Blobs, again
 from selectune.registry.update import Update
 
 __all__ = ["MAGIC", "Packed", "Unpacked", "is_pack", "pack", "unpack"]
@@ -117,7 +118,7 @@ def pack(ledger: Ledger, blobs: Blobs, id_or_name: str, path: Path, actor: str) 
 
 
 def unpack(ledger: Ledger, blobs: Blobs, path: Path, actor: str) -> Unpacked:
-    """Records what a pack holds, after all of it was checked. Raises what `Registry.import_pack` raises."""
+    """Records what a pack holds, after all of it was checked: all in one step. Raises what `Registry.import_pack` raises."""
     where = str(path)
     try:
         with path.open("rb") as file:
@@ -125,37 +126,63 @@ def unpack(ledger: Ledger, blobs: Blobs, path: Path, actor: str) -> Unpacked:
             line = _line(header, where)
             _check_objects(file, start, header.objects, where)
             _check_deltas(file, start, header.objects, line, where)
-            known = {update.id for update in updates(ledger.log.read())} - collected(ledger.log.read()).keys()
-            added = [update for update in line if update.id not in known]
-            for update in added:
-                held = {digest: _read(file, start, header.objects, digest) for digest in (update.delta, *update.attachments.values())}
-                for digest, data in held.items():
-                    if blobs.put(data) != digest:
-                        raise _damaged(digest, where)
-                commit(ledger, blobs, update, held)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            read = partial(_read, file, start, header.objects)
+            events = ledger.log.read()
+            here = {event.subject for event in events if event.kind == "add"} - collected(events).keys()
+            news = [update for update in line if update.id not in here]
+            with blobs.together():
+                for digest in sorted({digest for update in news for digest in (update.delta, *update.attachments.values())}):
+                    if blobs.put(read(digest)) != digest:
+                        raise _damaged(digest, where)
+            done = _record(ledger, blobs, header, _arrivals(line, read), (actor, sha256))
     except FileNotFoundError as error:
         raise StorageError("there is no such file", where=where, then="Give a file that `selectune export` wrote.") from error
-    approvals, refused = _approvals(ledger, header.events)
-    if added or approvals:
-        body = {"sha256": sha256, "updates": [update.id for update in added], "approvals": approvals, "refused": refused}
-        note(ledger, "import", header.update, body, actor)
-    return Unpacked(update=header.update, added=tuple(one.id for one in added), approvals=approvals, refused=tuple(refused))
+    keep(ledger, blobs, header.update)
+    return done
 
 
-def _approvals(ledger: Ledger, events: Sequence[Event]) -> tuple[int, list[str]]:
-    """Records the approvals that count here; how many did, and why the others do not."""
-    mine = {event.body.get("signed", {}).get("payload") for event in ledger.log.read() if event.kind == "approve"}
-    taken, refused = 0, []
-    for event in events:
-        if event.kind != "approve" or event.body["signed"].get("payload") in mine:
+def _arrivals(line: Sequence[Update], read: Callable[[str], bytes]) -> list[Arrival]:
+    return [
+        Arrival(update=update, sources={digest: partial(read, digest) for digest in (update.delta, *update.attachments.values())})
+        for update in line
+    ]
+
+
+@again
+def _record(ledger: Ledger, blobs: Blobs, header: _Header, arrivals: Sequence[Arrival], by: tuple[str, str]) -> Unpacked:
+    """Appends the updates that are new, the approvals that count here, and that a pack came in, whose sha256 comes with who brought it."""
+    actor, sha256 = by
+    with ledger.deciding() as now:
+        said = arriving(ledger, blobs, now.events, arrivals)
+        added = tuple(str(event["subject"]) for event in said)
+        approvals, refused = _approvals(ledger, extended(now.events, said), header.events)
+        if added or approvals:
+            body = {"sha256": sha256, "updates": list(added), "approvals": len(approvals), "refused": refused}
+            for event in (*said, *approvals, {**ledger.event("import", actor), "subject": header.update, "body": body}):
+                now.append(event)
+    return Unpacked(update=header.update, added=added, approvals=len(approvals), refused=tuple(refused))
+
+
+def _approvals(ledger: Ledger, mine: list[Event], theirs: Sequence[Event]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The events of approvals that count after the events `mine`, and why the others do not."""
+    known = {event.body.get("signed", {}).get("payload") for event in mine if event.kind == "approve"}
+    taken: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for event in theirs:
+        if event.kind != "approve" or event.body["signed"].get("payload") in known:
             continue
         try:
-            record(ledger, packed(event.body, f"event {event.seq}"))
-            taken += 1
+            found = updates(mine)
+            said = signed_event(
+                packed(event.body, f"event {event.seq}"), standing(mine, found), {one.id: one for one in found}, ledger.clock()
+            )
         except SelectuneError as error:
             refused.append(f"the approval by {event.actor[:200]}: {type(error).__name__}: {error.what[:500]}")
+        else:
+            taken.append({**ledger.event(said["kind"], said["actor"]), **said})
+            mine = extended(mine, taken[-1:])
     return taken, refused
 
 
@@ -237,6 +264,8 @@ def _check_objects(file: BinaryIO, start: int, objects: Mapping[str, int], where
 
 
 def _check_deltas(file: BinaryIO, start: int, objects: Mapping[str, int], line: Sequence[Update], where: str) -> None:
+    from selectune.delta.format import Delta
+
     for number, update in enumerate(line):
         delta = Delta.from_bytes(_read(file, start, objects, update.delta), where=f"{where}: {update.delta[:12]}")
         check_place(update, delta, line[number - 1] if number else None)

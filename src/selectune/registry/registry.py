@@ -7,9 +7,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from selectune.delta.format import Delta
 from selectune.errors import RegistryError, VerifyFailed
 from selectune.governance.documents import Envelope
 from selectune.governance.heads import Witness, read_head, verify_head
@@ -33,10 +32,14 @@ from selectune.registry.packing import Packed, Unpacked, pack, unpack
 from selectune.registry.places import exists, locate
 from selectune.registry.repairing import Examined, examine
 from selectune.registry.signing import Admitted
-from selectune.registry.snapshots import Read, shortest, steps
+from selectune.registry.snapshots import Read, read_delta, shortest, steps
 from selectune.registry.standing import Standing, standing
 from selectune.registry.store import Blobs, EventLog, again
 from selectune.registry.update import Move, Update, check_name
+from selectune.registry.verifying import Verified, keep_report, verified
+
+if TYPE_CHECKING:
+    from selectune.delta.format import Delta
 
 __all__ = ["Registry"]
 
@@ -57,12 +60,19 @@ class Registry:
     """
 
     def __init__(
-        self, log: EventLog, blobs: Blobs, *, where: str, clock: Callable[[], datetime] = _now, witness: Witness | None = None
+        self,
+        log: EventLog,
+        blobs: Blobs,
+        *,
+        where: str,
+        clock: Callable[[], datetime] = _now,
+        witness: Witness | None = None,
+        signer: PrivateKey | None = None,
     ) -> None:
         self._log = log
         self._blobs = blobs
         self.where = where
-        self._ledger = Ledger(log=log, where=where, clock=clock, witness=witness)
+        self._ledger = Ledger(log=log, where=where, clock=clock, witness=witness, signer=signer)
         self._there = True
 
     @classmethod
@@ -73,16 +83,18 @@ class Registry:
         *,
         clock: Callable[[], datetime] = _now,
         witness: Witness | None = None,
+        signer: PrivateKey | None = None,
     ) -> Registry:
         """The registry in a folder, in an object store (``s3://bucket/prefix``), in a repository of the hub (``hf://owner/name``), or of a
         team with a database and objects in a folder or a store: ``postgresql+psycopg://host/database?blobs=/shared/folder``.
 
         Only with `create` is anything made. `clock` gives the time of events, with its zone. `witness` keeps a signed head of the log in a
-        second place after each move and approval, and every version that is loaded is checked against it. Raises RegistryError where no
-        registry is, StorageError for a folder that cannot be written, MissingPackage without the database's driver.
+        second place after each move and approval, and every version that is loaded is checked against it. `signer` signs each move, tag,
+        retirement, hold and collection, and is then who did it; a policy may want that. Raises RegistryError where no registry is,
+        StorageError for a folder that cannot be written, MissingPackage without the database's driver.
         """
         place = locate(os.fspath(url), create=create)
-        registry = cls(place.log, place.blobs, where=place.where, clock=clock, witness=witness)
+        registry = cls(place.log, place.blobs, where=place.where, clock=clock, witness=witness, signer=signer)
         if create:
             place.blobs.create()
             place.log.create({**registry._event("create", "selectune"), "body": {"format": FORMAT, "id": secrets.token_hex(16)}})
@@ -211,6 +223,14 @@ class Registry:
         """Keeps in the log that the registry was verified, or a version exported."""
         note(self._ledger, kind, None if id_or_name is None else self.show(id_or_name).id, body, actor)
 
+    def keep_report(self, report: Report, actor: str, *, signed_head: bool = False) -> None:
+        """Keeps in the log what `verify` found, good or bad. Raises VerifyFailed where the log itself is not what it says."""
+        keep_report(self._ledger, report, actor, signed_head=signed_head)
+
+    def verifications(self) -> list[Verified]:
+        """Every `verify` that was kept in the log, oldest first."""
+        return [verified(event) for event in self._log.of_kind("verify")]
+
     def export(self, id_or_name: str, path: str | os.PathLike[str], actor: str = "") -> Packed:
         """Writes a version with its ancestors to one file, and keeps that in the log. The same version gives the same bytes.
 
@@ -255,14 +275,14 @@ class Registry:
         The author signs first; nobody does both unless the policy says `single_person`. Raises WrongRole, OwnApproval, UnknownKey,
         RevokedKey, RevokedVersion, RegistryError without a policy.
         """
-        return approve(self._ledger, self.show(id_or_name), self.standing(), key, name=name, role=role)
+        return approve(self._ledger, id_or_name, key, name=name, role=role)
 
     def revoke(self, id_or_name: str, reason: str, actor: str, key: PrivateKey | None = None) -> None:
         """Ends an update: it is neither loaded nor given a name again. With a policy an approver or an admin signs that.
 
         Raises RegistryError without a reason, without a key where there is a policy, and for an update that was revoked already.
         """
-        revoke(self._ledger, self.show(id_or_name), self.standing(), reason, actor, key)
+        revoke(self._ledger, id_or_name, reason, actor, key)
 
     def admit(self, id_or_name: str) -> Admitted:
         """A version that may be loaded, with the deltas that lead to it from the base.
@@ -280,7 +300,7 @@ class Registry:
         Raises LooksSpent, and records nothing, where a set has too little left.
         """
         with self._log.deciding() as (events, connection):
-            if not check_budget(looks(events), wanted):
+            if not check_budget(self._ledger.looked.of(events), wanted):
                 return False
             self._log.append_to(connection, {**self._event(KIND, actor), "subject": wanted.model, "body": wanted.body()})
         return True
@@ -348,7 +368,7 @@ class Registry:
     def delta(self, id_or_name: str) -> Delta:
         """An update's delta, read once and checked. Raises RegistryError or DeltaError for a damaged one."""
         update = self._kept(id_or_name)[0]
-        return Delta.from_bytes(self._blobs.read(update.delta), where=update.delta[:12])
+        return read_delta(self._blobs, update.delta)
 
     def chain(self, id_or_name: str) -> list[Delta]:
         """Deltas from the base model to this update, in the order in which they apply: the newest snapshot, and what came after it.

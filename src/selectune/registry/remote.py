@@ -16,10 +16,11 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
-from selectune.delta.files import temporary_name
 from selectune.errors import Oversize, RegistryError, StorageError
+from selectune.faults import reach
 from selectune.registry.blobs import check_digest, damaged, is_digest, missing, opened
 from selectune.registry.multipart import Outline, outline, upload
+from selectune.registry.partials import resuming
 from selectune.registry.shelves import ObjectShelf, RemoteShelf
 from selectune.registry.store import OBJECT_LIMIT, silent
 
@@ -69,7 +70,10 @@ _cache = _Cache()
 
 
 class FetchedBlobs:
-    """Objects of another machine: what is fetched is hashed as it comes and kept until the process ends. A `store.Blobs`, but for `put`."""
+    """Objects of another machine: what is fetched is hashed as it comes and kept until the process ends. A `store.Blobs`, but for `put`.
+
+    A download that breaks off goes on where it was, in this process or in a later one.
+    """
 
     def __init__(self, shelf: ObjectShelf) -> None:
         self._shelf = shelf
@@ -109,25 +113,39 @@ class FetchedBlobs:
         return kept
 
     def _fetch(self, name: str, size: int, target: Path, moved: Callable[[int], None]) -> None:
-        temporary, hasher = target.parent / temporary_name(), hashlib.sha256()
         try:
-            with temporary.open("wb") as file:
-                for data in self._pieces(name, size):
-                    hasher.update(data)
-                    file.write(data)
-                    moved(len(data))
-            if hasher.hexdigest() != name:
-                raise damaged(name, self._shelf.where)
-            temporary.replace(target)
+            with resuming(target.name) as path:
+                if not self._write(name, size, path, moved):
+                    os.truncate(path, 0)
+                    raise damaged(name, self._shelf.where)
+                path.replace(target)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"cannot be written ({error})", where=str(target.parent), then="Free space there, or set TMPDIR.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
-    def _pieces(self, name: str, size: int) -> Iterator[bytes]:
-        """An object's bytes in order, a few pieces asked for ahead; no more than `size` altogether."""
+    def _write(self, name: str, size: int, path: Path, moved: Callable[[int], None]) -> bool:
+        """Writes what is missing of an object to the end of a file; whether the whole is that object.
+
+        Where it is not, and the file had bytes before, it is written anew from the first byte: those were none of the object's.
+        """
+        hasher = hashlib.sha256()
+        with path.open("r+b") as file:
+            while data := file.read(_CHUNK):
+                hasher.update(data)
+                moved(len(data))
+            there = file.tell()
+            for data in self._pieces(name, size, there):
+                hasher.update(data)
+                file.write(data)
+                moved(len(data))
+        if hasher.hexdigest() == name or not there:
+            return hasher.hexdigest() == name
+        os.truncate(path, 0)
+        return self._write(name, size, path, moved)
+
+    def _pieces(self, name: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """An object's bytes in order from byte `start` on, a few pieces asked for ahead; no more than `size` altogether."""
 
         def piece(start: int) -> bytes:
             length = min(_CHUNK, size - start)
@@ -138,14 +156,14 @@ class FetchedBlobs:
                 raise damaged(name, self._shelf.where)
             return data
 
-        if size <= _CHUNK:
-            if size:
-                yield piece(0)
+        if size - start <= _CHUNK:
+            if start < size:
+                yield piece(start)
             return
         with ThreadPoolExecutor(_AHEAD) as threads:
             asked: deque[Future[bytes]] = deque()
-            for start in range(0, size, _CHUNK):
-                asked.append(threads.submit(piece, start))
+            for begin in range(start, size, _CHUNK):
+                asked.append(threads.submit(piece, begin))
                 if len(asked) > _AHEAD:
                     yield asked.popleft().result()
             while asked:
@@ -215,6 +233,7 @@ class RemoteBlobs(FetchedBlobs):
                 self._send(file, about, moved)
             elif there != about.size:
                 raise damaged(about.sha256, self._store.where)
+        reach("blob.written")
         return about.sha256
 
     def _send(self, file: BinaryIO, about: Outline, moved: Callable[[int], None]) -> None:

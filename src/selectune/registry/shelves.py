@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
-from selectune.delta.files import TEMPORARY, replacing, temporary_name
+from selectune.delta.files import TEMPORARY, replacing, sweep, temporary_name
 from selectune.errors import MissingPackage, NotYet, RegistryError, StorageError
 
 __all__ = ["KNOWN", "FolderShelf", "ObjectShelf", "RemoteShelf", "Shelf"]
@@ -69,9 +69,10 @@ class FolderShelf:
         self.where = str(folder)
 
     def prepare(self) -> None:
-        """Makes the folder."""
+        """Makes the folder, and removes what a process that is gone left unfinished in it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
         except OSError as error:
             raise _unusable(error, self.where) from error
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selectune.delta.format import Delta
 from selectune.errors import ClockApart, DocumentError, RegistryError
 from selectune.governance.documents import Envelope, at, payload_type
 from selectune.governance.heads import SignedHead, Witness
 from selectune.governance.policy import Policy, check_successor
 from selectune.governance.statements import Approval, Revocation, check_approval, check_revocation
-from selectune.registry.checking import Problem, check_chain, demand
+from selectune.registry.checking import Chain, Problem, check_head, demand
 from selectune.registry.events import Event, Head
-from selectune.registry.standing import Standing, check_clock, own_approval, target_of
+from selectune.registry.signatures import check_clock, target_of
+from selectune.registry.standing import Standing, own_approval
 from selectune.registry.update import Update
+
+if TYPE_CHECKING:
+    from selectune.delta.format import Delta
 
 __all__ = ["Admitted", "check_kept", "check_now", "policy_event", "signed_event"]
 
@@ -32,13 +35,11 @@ class Admitted:
     """What has to be printed with it: who approved it, and whether one person may do everything."""
 
 
-def check_kept(events: Sequence[Event], kept: SignedHead | None, where: str = "head") -> None:
-    """Raises VerifyFailed where the log is not the one whose head was kept: cut, rewritten, or of another registry."""
-    if kept is None:
-        return
+def check_kept(events: Sequence[Event], chain: Chain, kept: SignedHead, where: str) -> None:
+    """Raises VerifyFailed where the log, with its `chain`, is not the one whose head was kept: cut, rewritten, or of another registry."""
     if not events or events[0].hash != kept.registry:
         demand([Problem(kind="head", subject=str(kept.count), text="it is of another registry, or the whole log was rewritten")], where)
-    demand(check_chain(events, Head(count=kept.count, hash=kept.hash)), where)
+    demand([*chain.problems, *check_head(events, Head(count=kept.count, hash=kept.hash))], where)
 
 
 def check_now(events: Sequence[Event], now: datetime, policy: Policy) -> None:
@@ -69,13 +70,12 @@ def policy_event(envelope: Envelope, standing: Standing) -> tuple[Policy, dict[s
     return policy, {"actor": signer.person.name, "kind": "policy", "subject": policy.digest, "body": {"signed": envelope.to_json()}}
 
 
-def signed_event(envelope: Envelope, standing: Standing, found: Sequence[Update], now: datetime) -> dict[str, Any]:
-    """The event that an approval or a revocation makes. Raises what speaks against it."""
+def signed_event(envelope: Envelope, standing: Standing, found: Mapping[str, Update], now: datetime) -> dict[str, Any]:
+    """The event that an approval or a revocation makes, of one of the updates `found`, by id. Raises what speaks against it."""
     standing.demand_sound()
     policy = standing.policy
     if policy is None:
         raise RegistryError("there is no policy that says who may approve", then="Let an admin make one: selectune policy sign, then set")
-    by_id = {update.id: update for update in found}
     if envelope.payload_type == payload_type(Revocation):
         said: Approval | Revocation = envelope.read(Revocation, "revocation")
     elif envelope.payload_type == payload_type(Approval):
@@ -83,7 +83,7 @@ def signed_event(envelope: Envelope, standing: Standing, found: Sequence[Update]
     else:
         what = f"{envelope.payload_type[:80]!r} is neither an approval nor a revocation"
         raise DocumentError(what, where="signed", then="Give the right file.")
-    update = by_id.get(said.update)
+    update = found.get(said.update)
     if update is None:
         raise RegistryError(f"update {said.update[:12]} is not in this registry", where="signed", then="See them all: selectune log")
     event: dict[str, Any] = {"actor": said.name, "subject": update.id, "body": {"signed": envelope.to_json()}}

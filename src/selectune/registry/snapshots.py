@@ -6,23 +6,27 @@ not take the versions after it along. What it leads to is checked by the model's
 
 from __future__ import annotations
 
+import mmap
+import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from selectune.delta.format import Delta
 from selectune.errors import DeltaError, RegistryError, SelectuneError, WrongParent
+from selectune.registry.claims import demand_free
 from selectune.registry.events import Event
-from selectune.registry.finding import ancestry
+from selectune.registry.finding import ancestry, back
 from selectune.registry.lineage import collected, updates
 from selectune.registry.store import Blobs, again
 from selectune.registry.update import Update
 
 if TYPE_CHECKING:
+    from selectune.delta.format import Delta
     from selectune.registry.ledger import Ledger
 
-__all__ = ["DEPTH", "Read", "faults", "keep", "shortest", "snapshots", "steps"]
+__all__ = ["DEPTH", "Read", "faults", "keep", "read_delta", "shortest", "snapshots", "steps"]
 
 DEPTH = 8
 """The most deltas, a snapshot among them, from a base to a version."""
@@ -30,21 +34,33 @@ Read = Callable[[str], Any]
 """Gives a tensor of the update's model by its name in memory, a torch.Tensor on the CPU."""
 
 
-def snapshots(events: Sequence[Event]) -> dict[str, str]:
-    """By update: the digest of its snapshot. Those of collected updates are not among them."""
-    gone = collected(events)
-    return {
-        event.subject: str(event.body.get("snapshot"))
-        for event in events
-        if event.kind == "snapshot" and event.subject and event.subject not in gone
-    }
+def snapshots(events: Sequence[Event], before: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """By update: the digest of its snapshot. One that was collected has none, also where it was added again. It goes on from `before`."""
+    found = dict(before)
+    for event in events:
+        if event.kind == "gc":
+            for id_ in collected([event]):
+                found.pop(id_, None)
+        elif event.kind == "snapshot" and event.subject:
+            found[event.subject] = str(event.body.get("snapshot"))
+    return found
+
+
+def read_delta(blobs: Blobs, digest: str) -> Delta:
+    """The delta in an object, checked; its parts stay in the file, mapped, until they are used. Raises RegistryError, DeltaError."""
+    from selectune.delta.format import Delta
+
+    with blobs.open(digest) as file:
+        empty = not os.fstat(file.fileno()).st_size  # which cannot be mapped
+        data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return Delta.from_bytes(data, where=digest[:12])
 
 
 def steps(blobs: Blobs, line: Sequence[Update], where: str) -> list[Delta]:
     """The deltas of updates that follow each other, checked. Raises WrongParent where one does not follow."""
     chain: list[Delta] = []
     for update in line:
-        delta = Delta.from_bytes(blobs.read(update.delta), where=update.delta[:12])
+        delta = read_delta(blobs, update.delta)
         if (chain and chain[-1].child != delta.parent) or (delta.parent, delta.child) != (update.base, update.child):
             raise WrongParent(f"the delta of update {update.id[:12]} does not follow", where=where, then="See why: selectune verify")
         chain.append(delta)
@@ -72,7 +88,7 @@ def shortest(blobs: Blobs, wanted: Update, events: Sequence[Event], where: str) 
 
 def _snapshot(blobs: Blobs, digest: str, line: Sequence[Update]) -> Delta:
     """The snapshot of the line's last update. Raises WrongParent for one that is between other models."""
-    delta = Delta.from_bytes(blobs.read(digest), where=digest[:12])
+    delta = read_delta(blobs, digest)
     if (delta.parent, delta.child) != (line[0].base, line[-1].child):
         what = f"the snapshot of update {line[-1].id[:12]} is between other models"
         raise WrongParent(what, where=digest[:12], then="See why: selectune verify")
@@ -80,20 +96,25 @@ def _snapshot(blobs: Blobs, digest: str, line: Sequence[Update]) -> Delta:
 
 
 def keep(ledger: Ledger, blobs: Blobs, id_: str, values: Read | None = None) -> None:
-    """Stores an update's snapshot where it would take more than `DEPTH` deltas to rebuild; nothing happens where it has one.
+    """Stores a snapshot of an update that would take more than `DEPTH` deltas to rebuild, and first of every ninth that came with it.
 
-    Raises what `shortest` and `delta.composing.compose` raise.
+    `values` gives tensors of the update's model. Raises what `shortest` and `delta.composing.compose` raise.
     """
-    events = ledger.log.read()
-    found = updates(events)
-    update = next(one for one in found if one.id == id_)
-    line, kept = ancestry(update, found, ledger.where), snapshots(events)
-    since = next((number for number, one in enumerate(reversed(line)) if one.id in kept), None)
-    if (len(line) if since is None else since + 1) <= DEPTH:
-        return
+    tally = ledger.tally()
+    line: list[Update] = []
+    for update in back(tally.updates[id_], tally.updates, ledger.where):
+        line.append(update)
+        if update.id in tally.snapshots:
+            break
+    # With the newest snapshot the next eight versions make nine deltas; without one the first nine do.
+    for update in line[::-1][DEPTH::DEPTH]:
+        _make(ledger, blobs, update, values if update.id == id_ else None)
+
+
+def _make(ledger: Ledger, blobs: Blobs, update: Update, values: Read | None) -> None:
     from selectune.delta.composing import compose
 
-    made = compose(shortest(blobs, update, events, ledger.where), values)
+    made = compose(shortest(blobs, update, ledger.log.read(), ledger.where), values)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.delta"
         made.save(path)
@@ -105,8 +126,9 @@ def _commit(ledger: Ledger, blobs: Blobs, update: Update, path: Path) -> None:
     """The object, then its event; a `gc` that runs between both is waited for by the log."""
     digest = blobs.put(path)
     with ledger.log.deciding() as (events, connection):
-        if update.id in snapshots(events):
+        if update.id in snapshots(events) or update.id in collected(events):
             return
+        demand_free([digest], events, ledger)
         if not blobs.has(digest):
             blobs.put(path)
         ledger.log.append_to(connection, {**ledger.event("snapshot", update.actor), "subject": update.id, "body": {"snapshot": digest}})

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
 
-from selectune.errors import (
-    ClockApart,
-    Collected,
-    NotApproved,
-    OwnApproval,
-    RegistryError,
-    RevokedKey,
-    RevokedVersion,
-    SelectuneError,
-    VerdictRefused,
-    WrongMeaning,
-)
-from selectune.governance.documents import Envelope, at, packed
-from selectune.governance.policy import Policy, Rule, check_successor
-from selectune.governance.statements import Approval, Revocation, Target, check_approval, check_revocation, meaning
-from selectune.hashing import digest
+from selectune.errors import Collected, NotApproved, NotSigned, OwnApproval, RegistryError, RevokedVersion, VerdictRefused, WrongMeaning
+from selectune.governance.policy import Policy, Rule
+from selectune.governance.statements import meaning
 from selectune.registry.events import Event
 from selectune.registry.lineage import collected
 from selectune.registry.marks import Hold, Mark, holds, marked
+from selectune.registry.signatures import Fault, Given, Signed, signed
 from selectune.registry.update import Update
 
-__all__ = ["PEOPLE", "Fault", "Given", "Standing", "record_of", "standing", "target_of"]
-
-PEOPLE = ("policy", "approve", "revoke")
-"""Kinds of events that people sign."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Given:
-    """A signature below an update, and what is wrong with it."""
-
-    seq: int
-    approval: Approval | None
-    """None for one that cannot be read."""
-    key: str
-    """The key's id."""
-    fault: SelectuneError | None
-
-    def to_json(self) -> dict[str, object]:
-        """The signature as `show --json` prints it."""
-        said = self.approval.model_dump(mode="json", exclude={"update"}) if self.approval else {}
-        return {**said, "key": self.key, "fault": f"{type(self.fault).__name__}: {self.fault.what}" if self.fault else None}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """What is wrong with an event that people sign."""
-
-    seq: int
-    kind: str
-    error: SelectuneError
+__all__ = ["Standing", "own_approval", "standing", "standing_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +31,10 @@ class Standing:
     collected: dict[str, int] = field(default_factory=dict)
     """The updates whose bytes are gone, each with the number of the event that says so."""
     faults: tuple[Fault, ...] = ()
+    moved: dict[str, Fault] = field(default_factory=dict)
+    """The names and tags that an event last pointed where they are whose signature does not count."""
+    forged: frozenset[tuple[str, str]] = frozenset()
+    """Names, each with an update that only such events have pointed it to."""
 
     @property
     def policy(self) -> Policy | None:
@@ -147,6 +108,20 @@ class Standing:
                 then="Promote another version: selectune log",
             )
 
+    def demand_moved(self, name: str) -> None:
+        """Raises what is wrong with the signature of the event that pointed this name where it points."""
+        if name in self.moved:
+            raise self.moved[name].error
+
+    def demand_placed(self, update: str, name: str) -> None:
+        """Raises NotSigned for an update that had this name only by events whose signature does not count: no revert leads back to it."""
+        if (name, update) in self.forged:
+            raise NotSigned(
+                f"{name} pointed to {update[:12]} by an event whose signature does not count",
+                where=name,
+                then=f"Point it to another version: selectune promote ID {name} --reason TEXT",
+            )
+
     def demand(self, update: Update, name: str, *, judged: bool = True) -> None:
         """Raises what speaks against `name` pointing to this update; with `judged` the gate's word counts as well.
 
@@ -198,17 +173,6 @@ class Standing:
                 )
 
 
-def record_of(update: Update) -> str:
-    """What a signature is about: the update's id as its text gives it, the gate's word, the digests of delta and measurements."""
-    said = {name: getattr(update, name) for name in ("base", "child", "delta", "verdict")}
-    return digest("record", {"update": update.computed_id(), **said, "attachments": dict(update.attachments)})
-
-
-def target_of(update: Update) -> Target:
-    """What is signed of an update as it is today."""
-    return Target(update=update.id, record=record_of(update))
-
-
 def own_approval(name: str, where: str) -> OwnApproval:
     """The error for somebody who is author and approver of one update."""
     return OwnApproval(f"{name} is its author and cannot approve it", where=where, then="Ask another person with the role approver.")
@@ -216,94 +180,22 @@ def own_approval(name: str, where: str) -> OwnApproval:
 
 def standing(events: Sequence[Event], updates: Iterable[Update]) -> Standing:
     """Reads everything that people signed of `updates`; what is wrong is kept beside it and counts for nothing."""
-    marks: dict[str, Any] = {"retired": marked(events, "retire"), "held": holds(events), "collected": collected(events)}
-    if not any(event.kind in PEOPLE for event in events):
-        return Standing(**marks)
-    policies, faults = _policies(events)
-    current = policies[-1][1] if policies else None
     known = {update.id: update for update in updates}
-    given: dict[str, list[Given]] = {}
-    revoked: dict[str, Mark] = {}
-    for event in events:
-        subject = event.subject or ""
-        if event.kind == "approve":
-            one = _given(event, _in_force(policies, event.seq), current, known.get(subject))
-            given.setdefault(subject, []).append(one)
-            faults += [Fault(seq=event.seq, kind=event.kind, error=one.fault)] if one.fault else []
-        elif event.kind == "revoke":
-            # Whatever is wrong with it, the version stays out of use until somebody has looked.
-            reason, fault = _revocation(event, _in_force(policies, event.seq), known.get(subject))
-            revoked[subject] = Mark(reason=reason, actor=event.actor, created=event.utc, seq=event.seq)
-            faults += [Fault(seq=event.seq, kind=event.kind, error=fault)] if fault else []
+    found = signed(events, known.get)
+    sound = found.sound(events)
+    return standing_of(found, retired=marked(sound, "retire"), held=holds(sound), collected=collected(events))
+
+
+def standing_of(signed: Signed, *, retired: Mapping[str, Mark], held: Mapping[str, Hold], collected: Mapping[str, int]) -> Standing:
+    """What was signed and said, in one."""
     return Standing(
-        policies=tuple(policies),
-        given={key: tuple(value) for key, value in given.items()},
-        revoked=revoked,
-        faults=tuple(faults),
-        **marks,
+        policies=signed.policies,
+        given=dict(signed.given),
+        revoked=dict(signed.revoked),
+        retired=dict(retired),
+        held=dict(held),
+        collected=dict(collected),
+        faults=(*signed.refused, *signed.faults, *signed.astray),
+        moved=dict(signed.moved),
+        forged=signed.forged,
     )
-
-
-def _policies(events: Iterable[Event]) -> tuple[list[tuple[int, Policy]], list[Fault]]:
-    found: list[tuple[int, Policy]] = []
-    faults: list[Fault] = []
-    for event in events:
-        if event.kind == "policy":
-            where = f"event {event.seq}"
-            try:
-                found.append((event.seq, check_successor(packed(event.body, where), found[-1][1] if found else None, where=where)))
-            except SelectuneError as error:
-                faults.append(Fault(seq=event.seq, kind=event.kind, error=error))
-    return found, faults
-
-
-def _in_force(policies: Sequence[tuple[int, Policy]], seq: int) -> Policy | None:
-    return next((policy for since, policy in reversed(policies) if since < seq), None)
-
-
-def _given(event: Event, then: Policy | None, now: Policy | None, update: Update | None) -> Given:
-    where, said, key = f"event {event.seq}", None, ""
-    try:
-        envelope = packed(event.body, where)
-        key = envelope.key_id
-        said = envelope.read(Approval, where)
-        if update is None or then is None or now is None:
-            raise RegistryError("it approves an unknown update, or there was no policy", where=where, then="See: selectune verify")
-        _check_unrevoked(envelope, now, where)
-        check_approval(then, envelope, target_of(update), where=where)
-        check_clock(at(said.utc), at(event.utc), then, where)
-    except SelectuneError as error:
-        return Given(seq=event.seq, approval=said, key=key, fault=error)
-    except ValueError:  # the event's own time is no time
-        return Given(seq=event.seq, approval=said, key=key, fault=ClockApart(f"{event.utc[:40]!r} is no time", where=where))
-    return Given(seq=event.seq, approval=said, key=key, fault=None)
-
-
-def _revocation(event: Event, then: Policy | None, update: Update | None) -> tuple[str, SelectuneError | None]:
-    where = f"event {event.seq}"
-    if then is None:
-        return str(event.body.get("reason", "")), None
-    try:
-        envelope = packed(event.body, where)
-        reason = envelope.read(Revocation, where).reason
-        if update is None:
-            raise RegistryError("it revokes an unknown update", where=where, then="See: selectune verify")
-        check_revocation(then, envelope, target_of(update), where=where)
-    except SelectuneError as error:
-        return f"(its signature does not count: {error.what})", error
-    return reason, None
-
-
-def _check_unrevoked(envelope: Envelope, now: Policy, where: str) -> None:
-    if envelope.key_id in now.revoked:
-        raise RevokedKey(f"key {envelope.key_id[:12]} was revoked", where=where, then="Let it be signed again with another key.")
-
-
-def check_clock(one: datetime, other: datetime, policy: Policy, where: str) -> None:
-    """Raises ClockApart for two times that are further apart than the policy allows."""
-    if abs(one - other) > timedelta(minutes=policy.clock_minutes):
-        raise ClockApart(
-            f"{one:%Y-%m-%d %H:%M:%S} and {other:%Y-%m-%d %H:%M:%S} UTC are more than {policy.clock_minutes} minutes apart",
-            where=where,
-            then="Set the clocks, and sign again.",
-        )

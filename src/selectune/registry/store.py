@@ -53,7 +53,7 @@ class EventLog(Protocol):
         """Appends {utc, actor, kind, name, subject, body}; with `once` not if an event of that kind and subject is there. Says which."""
 
     def deciding(self) -> AbstractContextManager[tuple[list[Event], Any]]:
-        """All events, and what `append_to` wants; what is appended in the block follows the events that it was decided on, or nothing is.
+        """All events, as `recall`, and what `append_to` wants; what is appended in the block follows what it was decided on, or nothing is.
 
         Raises Overtaken, on leaving the block, where somebody else's event came first: then the whole decision is taken `again`.
         """
@@ -67,11 +67,21 @@ class EventLog(Protocol):
         What cannot be read raises too, or, when `lenient`, is left out or has an empty body, which its hash then does not fit.
         """
 
+    def recall(self) -> list[Event]:
+        """All events, oldest first, for a process that has read some of them before: of those only the last is read again.
+
+        What the events before it hold is then what this process read first, whatever became of them since; how an edit is noticed sooner
+        than by `read`, each kind of log says. The list is the caller's own. Raises LogCut where the last one is gone, or another now.
+        """
+
     def recent(self, limit: int) -> tuple[list[Event], int]:
         """What tells of the newest updates: their first `add` events, at most `limit`, and whatever is no `add`, `snapshot` or `look`.
 
         Oldest first; and how many updates there are. Raises as `read`, but for what is not read.
         """
+
+    def of_kind(self, kind: str) -> list[Event]:
+        """The events of one kind, oldest first. Raises as `recent`."""
 
     def names(self) -> dict[str, str]:
         """Where each name points. Raises RegistryError where there is no registry."""

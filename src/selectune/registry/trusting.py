@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from selectune.delta.format import Delta
 from selectune.errors import EventEdited, EventMalformed, LogCut, ObjectDamaged, Oversize
 from selectune.governance.heads import SignedHead
 from selectune.registry.checking import check_chain, check_clocks, check_log, demand, mistrusted
@@ -73,6 +72,8 @@ def check_witnessed_by(events: Sequence[Event], kept: SignedHead | None, where: 
 
 def check_delta(data: bytes, update: Update, where: str) -> None:
     """Raises DeltaError for what is no delta, ObjectDamaged for one between other models than its update says."""
+    from selectune.delta.format import Delta
+
     delta = Delta.from_bytes(data, where=f"{where}: {update.delta[:12]}")
     if (delta.parent, delta.child) != (update.base, update.child):
         raise ObjectDamaged(

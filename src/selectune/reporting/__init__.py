@@ -5,8 +5,9 @@ Every name below is imported when it is first used: a verb that prints a table n
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from selectune.offers import offering
 
 if TYPE_CHECKING:
     from selectune.reporting.page import write_report
@@ -15,18 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RunResult", "load_result", "save_result", "summary", "thumbnail_url", "write_report"]
 
-_HOMES = {
-    "RunResult": "result",
-    "load_result": "result",
-    "save_result": "result",
-    "summary": "result",
-    "thumbnail_url": "pictures",
-    "write_report": "page",
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = offering(
+    __name__,
+    {
+        "result": ("RunResult", "load_result", "save_result", "summary"),
+        "pictures": ("thumbnail_url",),
+        "page": ("write_report",),
+    },
+)
