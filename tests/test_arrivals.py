@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,3 +44,13 @@ def test_transformers_knows_the_embedded_tower_once_it_is_imported() -> None:
     from selectune.embedded.configuration import EfficientNetLiteConfig
 
     assert isinstance(AutoConfig.for_model("selectune_efficientnet_lite"), EfficientNetLiteConfig)
+
+
+def test_the_tower_can_be_the_first_thing_that_a_process_imports() -> None:
+    script = """
+from selectune.embedded import tower
+from transformers import AutoModel
+print(type(AutoModel.from_config(tower.EfficientNetLiteConfig())).__name__)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "EfficientNetLiteModel"

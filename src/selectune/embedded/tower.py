@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from selectune.embedded import configuration
@@ -141,5 +141,8 @@ def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def register() -> None:
     """Makes transformers' auto classes know the tower."""
+    # Not above: this module may be imported first of all, and whoever imports the auto classes has the tower registered (`selectune`).
+    from transformers import AutoModel
+
     configuration.register()
     AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
