@@ -13,8 +13,9 @@ from selectune.offers import offering
 
 if TYPE_CHECKING:
     from selectune.delta.capturing import Captured, capture
-    from selectune.delta.changes import Snapshot, after, applied, apply, extract, interpolate, onto, restore, revert, snapshot
+    from selectune.delta.changes import Snapshot, after, applied, apply, extract, onto, restore, revert, snapshot
     from selectune.delta.format import Delta, Part, Touched
+    from selectune.delta.interpolating import interpolate
     from selectune.delta.merging import Dare, Linear, Ties, merge
     from selectune.delta.rebasing import carry
 
@@ -46,7 +47,8 @@ __getattr__ = offering(
     {
         "format": ("Delta", "Part", "Touched"),
         "capturing": ("Captured", "capture"),
-        "changes": ("Snapshot", "after", "applied", "apply", "extract", "interpolate", "onto", "restore", "revert", "snapshot"),
+        "changes": ("Snapshot", "after", "applied", "apply", "extract", "onto", "restore", "revert", "snapshot"),
+        "interpolating": ("interpolate",),
         "merging": ("Dare", "Linear", "Ties", "merge"),
         "rebasing": ("carry",),
     },

@@ -5,7 +5,8 @@ and new is therefore mostly zeros, and packs to a few per cent; the difference `
 tensor. What is left is close to noise, in which a compressor finds no repetitions that are worth their place: zstandard's fastest level,
 which codes bytes by how often they come, makes it smaller than the higher ones do, and smaller still where it looks for few repetitions
 and long ones. Attention of the embedded model, bf16: 29.3 % at level 1, 31.3 % at level 3, 28.7 % at level 1 with the smallest table and
-the longest match, which also packs half as many bytes again in a second (1.2 GB for 0.74).
+the longest match, which also packs half as many bytes again in a second (1.2 GB for 0.74). A window of 128 KiB changes nothing there, and packs tensors of
+many megabytes a tenth faster.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ REPLACE = "replace"
 REPLACE_PLANES = "replace-planes-zstd"
 ENCODINGS = (RAW, PLANES, REPLACE, REPLACE_PLANES)
 _LEVEL = 1
-_TABLE = {"hash_log": 6, "min_match": 7}
-"""As few repetitions as zstandard can be told to look for."""
-_PIECE = 1 << 20
+_TABLE = {"hash_log": 6, "min_match": 7, "window_log": 17}
+"""As few repetitions as zstandard can be told to look for, and none farther back than 128 KiB, which stay in the processor's cache."""
+_PIECE = 1 << 19
 """Raw bytes that are worked on at once; a multiple of every dtype's size."""
 
 Bytes = npt.NDArray[np.uint8]
