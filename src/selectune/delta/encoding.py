@@ -5,8 +5,8 @@ and new is therefore mostly zeros, and packs to a few per cent; the difference `
 tensor. What is left is close to noise, in which a compressor finds no repetitions that are worth their place: zstandard's fastest level,
 which codes bytes by how often they come, makes it smaller than the higher ones do, and smaller still where it looks for few repetitions
 and long ones. Attention of the embedded model, bf16: 29.3 % at level 1, 31.3 % at level 3, 28.7 % at level 1 with the smallest table and
-the longest match, which also packs half as many bytes again in a second (1.2 GB for 0.74). A window of 128 KiB changes nothing there, and packs tensors of
-many megabytes a tenth faster.
+the longest match, which also packs half as many bytes again in a second (1.2 GB for 0.74). A
+window of 128 KiB changes nothing there, and packs tensors of many megabytes a tenth faster.
 """
 
 from __future__ import annotations
