@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
+from surroundings import resident
 
 from selectune.models import Model, assemble, load
 from selectune.recipe import Data, Optim
@@ -106,11 +107,11 @@ def run(case: Case) -> dict[str, Any]:
     optim = Optim(lr=1e-5, batch=batch, max_steps=5, micro_batch=case.rows if case.portions > 1 else None, **case.optim)
     seconds: list[float] = []
     give_back()
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     session = Session(features=FeatureCache(), on_step=lambda step: seconds.append(step.seconds))
     done = train(model, selection, records, optim, session=session)
-    peak = _status("VmHWM") - before
+    peak = resident("VmHWM") - before
     loaded = Load(
         rows=case.rows,
         length=max(len(sample.input_ids) for sample in samples) - 1,
@@ -135,11 +136,6 @@ def run(case: Case) -> dict[str, Any]:
         "allocator": allocator(),
         "load_before": load_before,
     }
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,3 +21,9 @@ def machine(*packages: str) -> dict[str, Any]:
         "load": list(os.getloadavg()),
         "versions": {name: version(name) for name in ("torch", "transformers", *packages)},
     }
+
+
+def resident(field: str) -> int:
+    """Bytes of this process, such as ``VmRSS`` now and ``VmHWM`` at the most. Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))

@@ -38,7 +38,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from arms import ARMS, LR, MINE, Moment, Race, only
-from surroundings import machine
+from surroundings import machine, resident
 
 from selectune.models import Model, load
 from selectune.network import image_token
@@ -199,11 +199,11 @@ def grown(selection: str, options: argparse.Namespace) -> dict[str, float]:
     # What the first training of a process brings with it for good: kernels, libraries, tables.
     train(model, one.selection, records, Optim(lr=LR, batch=2, max_steps=1), session=Session(features=FeatureCache()))
     give_back()
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     optim = Optim(lr=LR, batch=one.batch, max_steps=one.steps + 1, save_every=one.steps)
     found = train(model, one.selection, records, optim, session=Session(features=FeatureCache()))
-    peak = _status("VmHWM") - before
+    peak = resident("VmHWM") - before
     with tempfile.TemporaryDirectory() as folder:
         # A copy of what is written is held meanwhile; that is no part of a step.
         train(model, one.selection, records, optim, session=Session(features=FeatureCache(), checkpoint_dir=Path(folder)))
@@ -218,11 +218,6 @@ def grown(selection: str, options: argparse.Namespace) -> dict[str, float]:
         "checkpoint": delta,
         "checkpoint_optimizer": rest,
     }
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from delta_fixtures import quick_disk
-from governance_fixtures import Governed, governed, make_deltas, make_keys
+from governance_fixtures import Governed, governed
 from moves_fixtures import FORGED, inserted
 from selectune.errors import (
     DocumentError,
@@ -31,16 +31,6 @@ from selectune.registry import Registry
 @pytest.fixture(autouse=True)
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_disk(monkeypatch)
-
-
-@pytest.fixture(name="keys", scope="module")
-def _keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PrivateKey]:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(name="deltas", scope="module")
-def _deltas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_deltas(tmp_path_factory.mktemp("deltas"))
 
 
 @pytest.fixture(name="ours")

@@ -50,6 +50,11 @@ def said(registry: Registry) -> list[tuple[str, str | None]]:
     return [(event.kind, event.subject) for event in registry._log.read()]
 
 
+def arrived(ours: Governed) -> list[tuple[str, str | None]]:
+    """What an import of `production` appends."""
+    return [("add", ours.ids[0]), ("add", ours.ids[1]), ("approve", ours.ids[1]), ("approve", ours.ids[1]), ("import", ours.ids[1])]
+
+
 def receiver(place: str, ours: Governed) -> Registry:
     """A registry with the same policy, so that approvals count there."""
     registry = Registry.open(place, create=True, clock=Clock())
@@ -67,7 +72,7 @@ def test_an_import_that_is_killed_takes_all_or_nothing_and_a_second_one_ends_who
     before = said(receiver(place, ours))
     assert killed(lambda: Registry.open(place, clock=Clock()).import_pack(file, "zoe"), at) == -signal.SIGKILL
     registry = Registry.open(place, clock=Clock())
-    wanted = [("add", ours.ids[0]), ("add", ours.ids[1]), ("approve", ours.ids[1]), ("approve", ours.ids[1]), ("import", ours.ids[1])]
+    wanted = arrived(ours)
     assert said(registry) == (before + wanted if at.startswith("event.committed") else before)
     assert registry.verify().ok
     registry.import_pack(file, "zoe")
@@ -89,7 +94,7 @@ def test_where_each_event_is_a_file_a_second_import_brings_what_a_kill_left_out(
     registry = Registry.open(place, clock=Clock())
     assert registry.verify().ok
     registry.import_pack(file, "zoe")
-    wanted = [("add", ours.ids[0]), ("add", ours.ids[1]), ("approve", ours.ids[1]), ("approve", ours.ids[1]), ("import", ours.ids[1])]
+    wanted = arrived(ours)
     assert said(registry) == before + wanted
     assert registry.verify().demand().leftovers == ()
     registry.promote(ours.ids[1], "production", "approved elsewhere", "zoe")

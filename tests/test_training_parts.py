@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 import subprocess
@@ -320,13 +321,15 @@ def test_the_towers_digest_knows_vision_and_projector_alone() -> None:
     assert tower_digest(model) != before
 
 
-def test_freed_memory_is_kept_inside_and_goes_back_afterwards() -> None:
-    def faults(rounds: int) -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(rounds):
-            torch.ones(2 << 20)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def faults(rounds: int) -> int:
+    """Page faults while blocks of 8 MiB come and go."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(2 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+
+def test_freed_memory_is_kept_inside_and_goes_back_afterwards() -> None:
     with kept_memory():
         faults(3)
         assert faults(20) < 2048, "one block of 8 MiB has 2048 pages; twenty in the same place touch them no second time"
@@ -335,18 +338,11 @@ def test_freed_memory_is_kept_inside_and_goes_back_afterwards() -> None:
 @pytest.mark.skipif(find_library("tcmalloc_minimal") is None, reason="libtcmalloc-minimal4 is not installed")
 def test_a_process_under_tcmalloc_knows_it_and_its_plan_counts_fewer_holes() -> None:
     assert allocator() == "glibc"
-    script = """
-import resource
-import torch
-from selectune.training.allocator import allocator, kept_memory
-from selectune.training.forecast import HOLES
+    imports = "import resource\nimport torch\nfrom selectune.training.allocator import allocator, kept_memory\n"
+    script = f"""
+{imports}from selectune.training.forecast import HOLES
 
-def faults(rounds):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
-        torch.ones(2 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
+{inspect.getsource(faults)}
 with kept_memory():
     faults(3)
     print(allocator(), faults(20), HOLES[allocator()][2] < HOLES["glibc"][2])

@@ -142,6 +142,11 @@ def apply(
         screen.show(document, lambda console: console.print(f"{path}: update {found.id[:12]}, model {found.child[:12]}"))
 
 
+def _show_move(screen: Screen, move: Move) -> None:
+    line = f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})"
+    screen.show(move.to_json(), lambda console: console.print(line))
+
+
 def promote(
     update: Update,
     name: Name,
@@ -160,9 +165,7 @@ def promote(
         if move.verdict != "passed":
             word = move.verdict or "none, it was not judged"
             screen.say(f"note: the gate's word on {move.update[:12]} was: {word}; the log keeps that beside your reason")
-        screen.show(
-            move.to_json(), lambda console: console.print(f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})")
-        )
+        _show_move(screen, move)
 
 
 def revert(
@@ -179,9 +182,7 @@ def revert(
         from selectune.pipeline.witnessing import open_registry
 
         move = open_registry(registry, signing=True, key=key).revert(name, reason, actor or getpass.getuser())
-        screen.show(
-            move.to_json(), lambda console: console.print(f"{move.name} → {move.update[:12]} (before: {(move.previous or 'nothing')[:12]})")
-        )
+        _show_move(screen, move)
 
 
 def verify(
